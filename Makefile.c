@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+# The C programs: `early` (the initrd's only program) and `guardctl`, both static.
+#   make -f Makefile.c [OUT=DIR]     from the top of the repository, in the tools tree
+# bpf/guard.mk builds the guard's BPF object, its loader and guardctl; early links the same loader.
+OUT ?= build-output/c
+CC := gcc
+CFLAGS_C := -O2 -g -std=gnu17 -Wall -Wextra -Werror -fstack-protector-strong -D_FORTIFY_SOURCE=2 -ffile-prefix-map=$(CURDIR)=.
+GUARD_OUT := $(OUT)/guard
+GUARD_CC := $(CC)
+GUARD_CFLAGS := $(CFLAGS_C)
+
+.PHONY: all clean
+all: $(OUT)/early $(OUT)/guardctl
+
+include bpf/guard.mk
+
+# The guard's own two sources have their rules in guard.mk.
+EARLY_SOURCES := $(filter-out early/guard.c early/guardctl.c,$(sort $(wildcard early/*.c)))
+EARLY_OBJECTS := $(patsubst early/%.c,$(OUT)/early-objects/%.o,$(EARLY_SOURCES))
+
+$(OUT)/early-objects/%.o: early/%.c $(wildcard early/*.h) bpf/guard.h
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_C) -Iearly -Ibpf -c $< -o $@
+
+$(OUT)/early: $(EARLY_OBJECTS) $(GUARD_OUT)/guard.o
+	$(CC) $(CFLAGS_C) -static $^ -o $@ $(GUARD_LIBS)
+
+$(OUT)/guardctl: $(GUARD_OUT)/guardctl
+	cp $< $@
+
+clean:
+	rm -rf $(OUT)

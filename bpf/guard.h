@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the guard's kernel half and its user half both know: modes, rules, map layouts. ABI 1. */
+#ifndef FREEHOLD_BPF_GUARD_H
+#define FREEHOLD_BPF_GUARD_H
+
+#define GUARD_ABI 1
+
+/* Modes only ever go up within one boot. */
+#define GUARD_OPEN 0   /* tracks signatures, refuses and records nothing */
+#define GUARD_AUDIT 1  /* records what it would refuse, refuses nothing */
+#define GUARD_LOCKED 2 /* refuses and records */
+
+/* Why something was refused; the order is ABI, the names are GUARD_RULE_NAMES. */
+enum guard_rule {
+	RULE_EXEC,	   /* privileged exec of an untrusted file, script or interpreter */
+	RULE_GAIN,	   /* set-uid or set-gid program outside the sealed tree */
+	RULE_MAP,	   /* executable mapping of an untrusted file */
+	RULE_MAP_WRITABLE, /* mapping both writable and executable */
+	RULE_ANONYMOUS,	   /* executable memory without a file */
+	RULE_MODIFIED,	   /* private copy of a trusted file made executable after a write */
+	RULE_PTRACE,	   /* attach to a privileged process */
+	RULE_CAPABILITY,   /* CAP_MAC_ADMIN, CAP_SYS_RAWIO */
+	RULE_KERNEL_FILE,  /* module, firmware, kexec image or policy from an untrusted file */
+	RULE_BLOCK,	   /* block device opened for writing */
+	RULE_HELPER,	   /* sysctl that names a program the kernel starts */
+	RULE_MEMORY_FILE,  /* /proc/PID/mem opened for writing */
+	RULE_SECURITYFS,   /* switches of other security modules */
+	RULE_MOUNT,	   /* mount over /, /usr, /etc, or a moved mount */
+	RULE_UMOUNT,	   /* unmount of bpffs, /usr, /etc, or a lazy one of a parent */
+	RULE_PIVOT,	   /* another root directory for the first mount namespace */
+	RULE_PIN,	   /* change below the guard's directory in bpffs */
+	RULE_MAP_FD,	   /* writable descriptor of a map of the guard */
+	RULE_PROGRAM,	   /* BPF program of a kind that can observe or change the kernel */
+	RULE_OWNER,	   /* change below the owner directory */
+	RULE_COUNT
+};
+
+#define GUARD_RULE_NAMES                                                                                               \
+	{                                                                                                              \
+		"exec", "gain", "map", "map-writable", "anonymous", "modified", "ptrace", "capability", "kernel-file", \
+			"block", "helper", "memory-file", "securityfs", "mount", "umount", "pivot", "pin", "map-fd",   \
+			"program", "owner"                                                                             \
+	}
+
+#define GUARD_COMM 16
+#define GUARD_NAMES 3 /* last path components kept in a record, the file itself first */
+#define GUARD_NAME 32 /* bytes kept of each, with the closing zero */
+#define GUARD_JIT 16  /* sealed programs that may have anonymous executable memory */
+
+struct guard_denial_key {
+	__u32 rule;
+	char comm[GUARD_COMM];
+	char name[GUARD_NAMES][GUARD_NAME];
+};
+
+struct guard_denial {
+	__u64 count;
+	__u64 last_ns; /* CLOCK_BOOTTIME */
+	__u32 uid;     /* kernel uid of the last one */
+	__u32 pid;
+	__u32 mode;   /* GUARD_AUDIT or GUARD_LOCKED at the last one */
+	__u32 detail; /* capability, program type, device; 0 where the path says all */
+};
+
+struct guard_latch_request {
+	__u32 mode;
+};
+
+#endif

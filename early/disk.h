@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The root partition, verified image files, and the mounts of the sealed tree. */
+#ifndef FREEHOLD_DISK_H
+#define FREEHOLD_DISK_H
+
+#include <stdbool.h>
+
+#define DIGEST_HEX 64
+
+/* Where things are mounted while the early step runs. */
+#define DISK "/disk"
+#define IMAGE "/image"
+#define CONFIG "/config"
+#define NEWROOT "/newroot"
+
+/* True when `text` is exactly 64 lower-case hex digits. */
+bool is_digest(const char *text);
+
+/* Wait for the root partition and mount it at DISK; dies when there is none. */
+void disk_mount(void);
+
+/*
+ * Mount the EROFS image `directory`/`digest` at `target` if and only if the kernel's fs-verity
+ * measurement of the file is `digest`. 0, -EBADMSG when it is another file, or -errno.
+ */
+int mount_verified_image(const char *directory, const char *digest, const char *target);
+
+/* Mount the sealed tree at NEWROOT: the image's metadata over the object store; 0 or -errno. */
+int mount_sealed_tree(void);
+
+#endif

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Loads the guard (see early/guard.h). Everything root could later change is frozen here, before the programs run. */
+#include "guard.h"
+
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "../bpf/guard.h"
+#include "guard.skel.h"
+
+_Static_assert(GUARD_JIT == GUARD_JIT_LIMIT, "one limit, two headers");
+
+#define BPFFS_MAGIC 0xcafe4a11
+
+/* Debian 13's libelf.a leaves these two out of the archive. They prepare and free the search tree of
+ * elf_getdata_rawchunk(), which libbpf never calls, in a structure that libelf allocates zeroed: nothing is to be done.
+ * Weak, so that a complete archive wins. */
+__attribute__((weak)) void eu_search_tree_init(void *tree);
+__attribute__((weak)) void eu_search_tree_fini(void *tree, void (*free_node)(void *));
+
+__attribute__((weak)) void eu_search_tree_init(void *tree)
+{
+	(void)tree;
+}
+
+__attribute__((weak)) void eu_search_tree_fini(void *tree, void (*free_node)(void *))
+{
+	(void)tree;
+	(void)free_node;
+}
+
+static int fail(const char *what, int error)
+{
+	fprintf(stderr, "guard: %s: %s\n", what, strerror(error < 0 ? -error : error));
+	return error < 0 ? error : -error;
+}
+
+/* Warnings of libbpf explain a refused program; its chatter about probing does not. */
+static int print(enum libbpf_print_level level, const char *format, va_list arguments)
+{
+	return level == LIBBPF_WARN ? vfprintf(stderr, format, arguments) : 0;
+}
+
+/* The kernel's own packing of a device number, which differs from stat's. */
+static __u32 kernel_dev(unsigned major, unsigned minor)
+{
+	return major << 20 | minor;
+}
+
+static int mount_bpffs(void)
+{
+	struct statfs fs;
+
+	if (statfs(GUARD_BPFFS, &fs) != 0)
+		return fail(GUARD_BPFFS, errno);
+	if ((__u32)fs.f_type != BPFFS_MAGIC &&
+	    mount("bpf", GUARD_BPFFS, "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700") != 0)
+		return fail("cannot mount bpffs", errno);
+	if (mkdir(GUARD_PINS, 0700) != 0)
+		return fail(GUARD_PINS, errno);
+	return 0;
+}
+
+static int leave_out_missing_hooks(struct guard_bpf *guard)
+{
+	struct btf *kernel = btf__load_vmlinux_btf();
+
+	if (!kernel)
+		return fail("the kernel has no BTF", errno);
+	bpf_program__set_autoload(guard->progs.guard_file_setattr,
+				  btf__find_by_name_kind(kernel, "bpf_lsm_inode_file_setattr", BTF_KIND_FUNC) > 0);
+	btf__free(kernel);
+	return 0;
+}
+
+static int pin_all(struct guard_bpf *guard)
+{
+	struct bpf_program *program;
+	struct bpf_map *map;
+	char path[128];
+	int error;
+
+	bpf_object__for_each_program(program, guard->obj) {
+		struct bpf_link *link;
+
+		if (!bpf_program__autoload(program) || program == guard->progs.guard_latch)
+			continue;
+		link = bpf_program__attach(program);
+		if (!link)
+			return fail(bpf_program__name(program), errno);
+		snprintf(path, sizeof(path), GUARD_PINS "/link_%s", bpf_program__name(program));
+		error = bpf_link__pin(link, path);
+		if (error)
+			return fail(path, error);
+		bpf_link__disconnect(link); /* the pin holds it from here on */
+		bpf_link__destroy(link);
+	}
+	bpf_object__for_each_map(map, guard->obj) {
+		const char *name = bpf_map__name(map);
+		const char *dot = strrchr(name, '.');
+
+		/* The maps that decide are reached by nobody; the programs hold them. */
+		if (dot ? strcmp(dot, ".rodata") != 0 : map != guard->maps.gd_counters && map != guard->maps.gd_denials)
+			continue;
+		snprintf(path, sizeof(path), GUARD_PINS "/%s", dot ? "config" : name);
+		if (bpf_obj_pin(bpf_map__fd(map), path) != 0)
+			return fail(path, errno);
+	}
+	if (bpf_obj_pin(bpf_program__fd(guard->progs.guard_latch), GUARD_PINS "/latch") != 0)
+		return fail("cannot pin the latch", errno);
+	return 0;
+}
+
+int guard_load(const struct guard_config *config)
+{
+	struct guard_bpf *guard;
+	struct stat namespace;
+	int error;
+
+	libbpf_set_print(print);
+	if (stat("/proc/self/ns/mnt", &namespace) != 0)
+		return fail("/proc/self/ns/mnt", errno);
+	guard = guard_bpf__open();
+	if (!guard)
+		return fail("cannot read the program", errno);
+	guard->rodata->sealed_dev = kernel_dev(config->sealed_major, config->sealed_minor);
+	guard->rodata->owner_dev = kernel_dev(config->owner_major, config->owner_minor);
+	guard->rodata->owner_ino = config->owner_ino;
+	guard->rodata->first_mount_ns = namespace.st_ino;
+	for (int i = 0; i < GUARD_JIT; i++)
+		guard->rodata->jit_inodes[i] = config->jit_inodes[i];
+	error = leave_out_missing_hooks(guard);
+	if (!error) {
+		error = guard_bpf__load(guard);
+		if (error)
+			fail("the kernel refused the program", error);
+	}
+	if (!error)
+		error = mount_bpffs();
+	if (!error)
+		error = pin_all(guard);
+	guard_bpf__destroy(guard);
+	return error;
+}
+
+/* Runs the pinned latch: what it returned, or -errno. */
+static int request(unsigned mode)
+{
+	struct guard_latch_request request = {.mode = mode};
+	LIBBPF_OPTS(bpf_test_run_opts, run, .ctx_in = &request, .ctx_size_in = sizeof(request));
+	int latch = bpf_obj_get(GUARD_PINS "/latch");
+	int error;
+
+	if (latch < 0)
+		return -errno;
+	error = bpf_prog_test_run_opts(latch, &run);
+	close(latch);
+	return error ? error : (int)run.retval;
+}
+
+int guard_mode(void)
+{
+	return request(GUARD_OPEN);
+}
+
+int guard_latch(unsigned mode)
+{
+	int error = mode == GUARD_OPEN ? -EINVAL : request(mode);
+
+	if (error == -ENOENT)
+		return fail("the guard is not loaded", error);
+	return error ? fail("the latch refused", error) : 0;
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The guard's loader: used by the early boot program (load, latch) and by guardctl (latch, status). */
+#ifndef FREEHOLD_EARLY_GUARD_H
+#define FREEHOLD_EARLY_GUARD_H
+
+#define GUARD_BPFFS "/sys/fs/bpf"
+#define GUARD_PINS GUARD_BPFFS "/freehold"
+#define GUARD_JIT_LIMIT 16
+
+/* Device numbers as stat(2) gives them. The owner directory lies at the top of its file system. Unused ends of
+ * jit_inodes are 0: sealed programs, by inode number on the sealed overlay, that may have anonymous executable memory. */
+struct guard_config {
+	unsigned sealed_major, sealed_minor;
+	unsigned owner_major, owner_minor;
+	unsigned long long owner_ino;
+	unsigned long long jit_inodes[GUARD_JIT_LIMIT];
+};
+
+/* Loads and attaches the programs in open mode and pins them below GUARD_PINS; mounts bpffs at GUARD_BPFFS if it is not.
+ * Needs /proc and /sys, and the first mount namespace. 0, or -errno with one line on standard error. */
+int guard_load(const struct guard_config *config);
+
+/* Raises the mode (GUARD_AUDIT or GUARD_LOCKED) through the pins. 0, or -errno with one line on standard error;
+ * -EPERM when the mode is already higher. */
+int guard_latch(unsigned mode);
+
+/* The mode now (GUARD_OPEN and up), or -errno: -ENOENT when the guard is not loaded. Prints nothing. */
+int guard_mode(void);
+
+#endif

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * guardctl: what the guard is doing, as JSON on standard output (ABI 1). Static, so that it runs anywhere.
+ *
+ *   guardctl status            {"abi":1,"loaded":…,"mode":"open|audit|locked","counters":{RULE:N,…}}
+ *   guardctl latch audit|locked
+ *   guardctl denials           {"abi":1,"denials":[{rule,comm,path,count,last,uid,pid,mode,detail},…]}
+ *   guardctl preflight         {"abi":1,"mappings":[…],"writers":[…]}: what the latch cannot undo; status 1 if any
+ *
+ * Exit status: 0 done, 1 failed or found something, 2 usage.
+ */
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "../bpf/guard.h"
+#include "guard.h"
+#include "guard.skel.h"
+
+static const char *const RULES[RULE_COUNT] = GUARD_RULE_NAMES;
+static const char *const MODES[] = {"open", "audit", "locked"};
+
+static int open_map(const char *name)
+{
+	LIBBPF_OPTS(bpf_obj_get_opts, options, .file_flags = BPF_F_RDONLY);
+	char path[128];
+	int map;
+
+	snprintf(path, sizeof(path), GUARD_PINS "/%s", name);
+	map = bpf_obj_get_opts(path, &options);
+	if (map < 0)
+		fprintf(stderr, "guardctl: %s: %s\n", path, strerror(errno));
+	return map;
+}
+
+/* Bytes outside printable ASCII become \u00XX: file names are bytes, JSON is text. */
+static void print_text(const char *text)
+{
+	putchar('"');
+	for (; *text; text++) {
+		unsigned char byte = *text;
+
+		if (byte == '"' || byte == '\\')
+			printf("\\%c", byte);
+		else if (byte < 0x20 || byte > 0x7e)
+			printf("\\u%04x", byte);
+		else
+			putchar(byte);
+	}
+	putchar('"');
+}
+
+static int show_status(void)
+{
+	int mode = guard_mode(), counters;
+
+	if (mode == -ENOENT) {
+		printf("{\"abi\":%d,\"loaded\":false,\"mode\":\"open\",\"counters\":{}}\n", GUARD_ABI);
+		return 0;
+	}
+	if (mode < 0 || mode > GUARD_LOCKED) {
+		fprintf(stderr, "guardctl: cannot ask the guard: %s\n", strerror(mode < 0 ? -mode : EPROTO));
+		return 1;
+	}
+	counters = open_map("gd_counters");
+	if (counters < 0)
+		return 1;
+	printf("{\"abi\":%d,\"loaded\":true,\"mode\":\"%s\",\"counters\":{", GUARD_ABI, MODES[mode]);
+	for (__u32 key = 0; key < RULE_COUNT; key++) {
+		__u64 count = 0;
+
+		if (bpf_map_lookup_elem(counters, &key, &count) != 0)
+			return 1;
+		printf("%s\"%s\":%llu", key ? "," : "", RULES[key], count);
+	}
+	printf("}}\n");
+	return 0;
+}
+
+static int show_denials(void)
+{
+	struct guard_denial_key key, next;
+	struct guard_denial denial;
+	const void *from = NULL;
+	bool first = true;
+	int map = open_map("gd_denials");
+
+	if (map < 0)
+		return 1;
+	printf("{\"abi\":%d,\"denials\":[", GUARD_ABI);
+	/* The table may change under us, and then the walk starts again: twice its size bounds it. */
+	for (int i = 0; i < 2048 && bpf_map_get_next_key(map, from, &next) == 0; i++) {
+		char path[GUARD_NAMES * (GUARD_NAME + 1) + 1] = "";
+
+		key = next;
+		from = &key;
+		if (bpf_map_lookup_elem(map, &key, &denial) != 0 || key.rule >= RULE_COUNT)
+			continue;
+		for (int part = GUARD_NAMES - 1; part >= 0; part--) {
+			key.name[part][GUARD_NAME - 1] = 0;
+			if (!key.name[part][0])
+				continue;
+			if (path[0] && path[strlen(path) - 1] != '/')
+				strcat(path, "/");
+			strcat(path, key.name[part]);
+		}
+		key.comm[GUARD_COMM - 1] = 0;
+		printf("%s{\"rule\":\"%s\",\"comm\":", first ? "" : ",", RULES[key.rule]);
+		print_text(key.comm);
+		printf(",\"path\":");
+		print_text(path);
+		printf(",\"count\":%llu,\"last\":%llu.%09llu,\"uid\":%u,\"pid\":%u,\"mode\":\"%s\",\"detail\":%u}",
+		       denial.count, denial.last_ns / 1000000000, denial.last_ns % 1000000000, denial.uid, denial.pid,
+		       denial.mode <= GUARD_LOCKED ? MODES[denial.mode] : "?", denial.detail);
+		first = false;
+	}
+	printf("]}\n");
+	return 0;
+}
+
+/* Mirrors the kernel half: any uid 0, or a permitted capability beyond the harmless ones. Threads are processes here. */
+static bool is_privileged(const char *pid)
+{
+	const unsigned long long harmless = 1ull << 10 | 1ull << 11 | 1ull << 13 | 1ull << 14 | 1ull << 35 | 1ull << 36;
+	unsigned long long permitted = 0;
+	unsigned uid[4] = {0, 0, 0, 0};
+	char path[64], line[256];
+	FILE *status;
+
+	snprintf(path, sizeof(path), "/proc/%.10s/status", pid);
+	status = fopen(path, "re");
+	if (!status)
+		return false; /* gone */
+	while (fgets(line, sizeof(line), status)) {
+		if (strncmp(line, "Uid:", 4) == 0)
+			sscanf(line + 4, "%u %u %u %u", &uid[0], &uid[1], &uid[2], &uid[3]);
+		else if (strncmp(line, "CapPrm:", 7) == 0)
+			sscanf(line + 7, "%llx", &permitted);
+	}
+	fclose(status);
+	return !uid[0] || !uid[1] || !uid[2] || !uid[3] || (permitted & ~harmless);
+}
+
+/* Executable mappings that are neither of the sealed tree nor the kernel's own. */
+static int show_mappings(const char *pid, const struct guard_bpf__rodata *config, bool *first)
+{
+	char path[64], line[4600];
+	int found = 0;
+	FILE *maps;
+
+	snprintf(path, sizeof(path), "/proc/%.10s/maps", pid);
+	maps = fopen(path, "re");
+	if (!maps)
+		return 0;
+	while (fgets(line, sizeof(line), maps)) {
+		char perms[5] = "";
+		unsigned major = 0, minor = 0;
+		int name = 0;
+
+		line[strcspn(line, "\n")] = 0;
+		if (sscanf(line, "%*x-%*x %4s %*x %x:%x %*u %n", perms, &major, &minor, &name) != 3 || perms[2] != 'x')
+			continue;
+		if (strcmp(line + name, "[vdso]") == 0 || strcmp(line + name, "[vsyscall]") == 0)
+			continue;
+		if (config->sealed_dev && (major << 20 | minor) == config->sealed_dev && perms[1] != 'w')
+			continue;
+		printf("%s{\"pid\":%s,\"perms\":\"%s\",\"path\":", *first ? "" : ",", pid, perms);
+		print_text(line + name);
+		printf("}");
+		*first = false;
+		found++;
+	}
+	fclose(maps);
+	return found;
+}
+
+/* Descriptors open for writing below the owner directory: they were opened before the latch. */
+static int show_writers(const char *pid, const struct guard_bpf__rodata *config, bool *first)
+{
+	char path[64], target[4096], info[64], line[256];
+	struct dirent *entry;
+	int found = 0;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%.10s/fd", pid);
+	dir = opendir(path);
+	while (dir && (entry = readdir(dir))) {
+		char link[340];
+		unsigned flags = 0;
+		struct stat st;
+		ssize_t size;
+		FILE *file;
+
+		if (!isdigit((unsigned char)entry->d_name[0]))
+			continue;
+		snprintf(link, sizeof(link), "%s/%s", path, entry->d_name);
+		if (stat(link, &st) != 0 || (major(st.st_dev) << 20 | minor(st.st_dev)) != config->owner_dev)
+			continue;
+		size = readlink(link, target, sizeof(target) - 1);
+		if (size < 0)
+			continue;
+		target[size] = 0;
+		snprintf(info, sizeof(info), "/proc/%.10s/fdinfo/%.10s", pid, entry->d_name);
+		file = fopen(info, "re");
+		while (file && fgets(line, sizeof(line), file))
+			sscanf(line, "flags: %o", &flags);
+		if (file)
+			fclose(file);
+		if ((flags & O_ACCMODE) == O_RDONLY || !strstr(target, "/owner/"))
+			continue;
+		printf("%s{\"pid\":%s,\"fd\":%s,\"path\":", *first ? "" : ",", pid, entry->d_name);
+		print_text(target);
+		printf("}");
+		*first = false;
+		found++;
+	}
+	if (dir)
+		closedir(dir);
+	return found;
+}
+
+static int preflight(void)
+{
+	struct guard_bpf__rodata config;
+	__u32 key = 0, size = sizeof(struct bpf_map_info);
+	struct bpf_map_info info = {};
+	int found = 0, map = open_map("config");
+
+	if (map < 0)
+		return 1;
+	if (bpf_map_get_info_by_fd(map, &info, &size) != 0 || info.value_size != sizeof(config) ||
+	    bpf_map_lookup_elem(map, &key, &config) != 0) {
+		fprintf(stderr, "guardctl: the loaded guard is of another version\n");
+		return 1;
+	}
+	printf("{\"abi\":%d", GUARD_ABI);
+	for (int round = 0; round < 2; round++) {
+		DIR *proc = opendir("/proc");
+		struct dirent *entry;
+		bool first = true;
+
+		printf(round ? ",\"writers\":[" : ",\"mappings\":[");
+		while (proc && (entry = readdir(proc))) {
+			if (!isdigit((unsigned char)entry->d_name[0]))
+				continue;
+			if (round)
+				found += show_writers(entry->d_name, &config, &first);
+			else if (is_privileged(entry->d_name))
+				found += show_mappings(entry->d_name, &config, &first);
+		}
+		if (proc)
+			closedir(proc);
+		printf("]");
+	}
+	printf("}\n");
+	return found ? 1 : 0;
+}
+
+int main(int argc, char **argv)
+{
+	libbpf_set_print(NULL);
+	if (argc == 2 && strcmp(argv[1], "status") == 0)
+		return show_status();
+	if (argc == 2 && strcmp(argv[1], "denials") == 0)
+		return show_denials();
+	if (argc == 2 && strcmp(argv[1], "preflight") == 0)
+		return preflight();
+	if (argc == 3 && strcmp(argv[1], "latch") == 0) {
+		for (unsigned mode = GUARD_AUDIT; mode <= GUARD_LOCKED; mode++)
+			if (strcmp(argv[2], MODES[mode]) == 0)
+				return guard_latch(mode) ? 1 : show_status();
+	}
+	fprintf(stderr, "usage: guardctl status | denials | preflight | latch audit|locked\n");
+	return 2;
+}

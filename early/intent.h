@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The owner's intent, parsed. docs/intent.md is the format; freehold.lock.intent reads the same. */
+#ifndef FREEHOLD_INTENT_H
+#define FREEHOLD_INTENT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define INTENT_MAX_BYTES 65536
+#define INTENT_MAX_NUMBER (UINT64_C(1) << 53)
+
+enum intent_lock { INTENT_OPEN, INTENT_AUDIT, INTENT_LOCKED };
+enum intent_tier { INTENT_PRIVILEGED, INTENT_ALL_CODE };
+
+struct intent {
+	uint64_t serial;
+	uint64_t since;		/* seconds since 1970, informational */
+	enum intent_lock lock;
+	enum intent_tier tier;
+	char machine[32 + 1];	/* lower-case hex */
+	char config[64 + 1];	/* lower-case hex; empty: none */
+	char emergency_ssh[44 + 1]; /* base64 with its padding; empty: none */
+};
+
+/*
+ * Parse the text of an intent (without its signature line). Returns 0, or -EINVAL; then `out` says no more
+ * than "locked".
+ * Touches nothing beyond data[length - 1] and allocates nothing.
+ */
+int intent_parse(const unsigned char *data, size_t length, struct intent *out);
+
+/* "open", "audit" or "locked"; "privileged" or "all-code". */
+const char *intent_lock_name(enum intent_lock lock);
+const char *intent_tier_name(enum intent_tier tier);
+
+#endif

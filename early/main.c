@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The early-boot step: the only program of the initrd, /init, static.
+ *
+ * From the kernel's first userland instruction to systemd, in this order:
+ *   1. the keychain goes into the kernel's .fs-verity ring and the ring is sealed for good;
+ *   2. the root partition is found and mounted;
+ *   3. the metadata image is mounted if the kernel measures exactly the digest that the signed
+ *      command line names; the sealed tree is built from it;
+ *   4. the owner's signed intent is verified: it says open, audit or locked, and which committed /etc;
+ *   5. the guard is loaded; /etc, /root and /var are put together as the state asks;
+ *   6. the root is switched; where the intent says so, lockdown is raised and the guard latched;
+ *   7. boot/prepare from the sealed tree applies typed machine state, and Ignition at the first boot;
+ *   8. systemd.
+ * Nothing that the disk says is believed before the kernel has verified it. What fails ends the boot:
+ * boot counting then leads to the previous deployment.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "disk.h"
+#include "../bpf/guard.h"
+#include "guard.h"
+#include "keyring.h"
+#include "modules.h"
+#include "owner.h"
+#include "util.h"
+
+#define KEYCHAIN "/keychain"
+#define PREPARE "/usr/lib/freehold/prepare"
+#define RUN_STATE "/run/freehold"
+/* overlayfs features that would let a changed lower layer confuse the upper one stay off. */
+#define ETC_OPTIONS "redirect_dir=off,metacopy=off,index=off,xino=off"
+
+static void mount_kernel_file_systems(void)
+{
+	static const struct {
+		const char *type, *target, *options;
+		unsigned long flags;
+	} table[] = {
+		{ "proc", "/proc", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC },
+		{ "sysfs", "/sys", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC },
+		{ "devtmpfs", "/dev", "mode=755", MS_NOSUID },
+		{ "tmpfs", "/run", "mode=755,size=20%", MS_NOSUID | MS_NODEV },
+		{ "securityfs", "/sys/kernel/security", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC },
+	};
+
+	for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+		make_directory(table[i].target, 0755);
+		if (mount(table[i].type, table[i].target, table[i].type, table[i].flags, table[i].options) < 0)
+			die("%s cannot be mounted: %s", table[i].target, strerror(errno));
+	}
+	if (make_directory(RUN_STATE, 0755))
+		die("no %s", RUN_STATE);
+}
+
+static void load_guard(bool required)
+{
+	struct stat sealed, owner;
+	struct guard_config config = { 0 };
+
+	if (stat(NEWROOT, &sealed) < 0 || stat(OWNER, &owner) < 0)
+		die("the sealed tree vanished");
+	config.sealed_major = major(sealed.st_dev);
+	config.sealed_minor = minor(sealed.st_dev);
+	config.owner_major = major(owner.st_dev);
+	config.owner_minor = minor(owner.st_dev);
+	config.owner_ino = owner.st_ino;
+	int error = guard_load(&config);
+	if (error && required)
+		die("the guard cannot be loaded (%s) and the owner asked for the lock", strerror(-error));
+	if (error)
+		say("the guard cannot be loaded (%s): this machine cannot be locked", strerror(-error));
+}
+
+/*
+ * /etc: writes go to the disk while open, to memory while locked; the owner's image lies over the factory's.
+ * Each intent has an upper directory of its own, named by its serial: what was changed under an older
+ * intent is in the image that the newer one commits, and must not hide it. Returns whether it is new.
+ */
+static bool mount_etc(bool locked, bool config, unsigned long long serial)
+{
+	char options[768], base[128], upper[160], work[160];
+	struct stat status;
+
+	if (locked)
+		snprintf(base, sizeof(base), "%s", RUN_STATE "/etc");
+	else
+		snprintf(base, sizeof(base), OWNER "/etc/%llu", serial);
+	snprintf(upper, sizeof(upper), "%s/upper", base);
+	snprintf(work, sizeof(work), "%s/work", base);
+	bool fresh = stat(upper, &status) < 0;
+	if (make_directory(base, 0700) || make_directory(work, 0700) || make_directory(upper, 0755))
+		die("no place for /etc");
+	snprintf(options, sizeof(options), "lowerdir=%s" NEWROOT "/usr/etc,upperdir=%s,workdir=%s," ETC_OPTIONS,
+		 config ? CONFIG ":" : "", upper, work);
+	if (mount_at("etc", NEWROOT "/etc", "overlay", MS_NODEV | MS_NOSUID, options))
+		die("/etc cannot be put together");
+	return fresh;
+}
+
+static void mount_state(bool locked)
+{
+	if (make_directory(DISK "/var", 0755) || make_directory(DISK "/var/roothome", 0700))
+		die("no /var");
+	if (mount_at(DISK "/var", NEWROOT "/var", NULL, MS_BIND, NULL) ||
+	    mount_at(NULL, NEWROOT "/var", NULL, MS_BIND | MS_REMOUNT | MS_NODEV | MS_NOSUID | MS_NOATIME, NULL))
+		die("/var cannot be mounted");
+	/* /root is a link to here. Under the lock nothing in root's home is believed. */
+	if (locked ? mount_at("roothome", NEWROOT "/var/roothome", "tmpfs", MS_NODEV | MS_NOSUID, "mode=700")
+		   : mount_at(DISK "/owner/roothome", NEWROOT "/var/roothome", NULL, MS_BIND, NULL))
+		die("root's home cannot be mounted");
+}
+
+static void write_boot_record(const struct owner *owner, const char *digest, bool config)
+{
+	static const char *const standing[] = { "absent", "valid", "invalid" };
+	char text[1024];
+	bool valid = owner->standing == STANDING_VALID;
+	int length = snprintf(text, sizeof(text),
+			      "{\"schema\":\"freehold-boot-1\",\"image\":\"%s\",\"machine\":\"%s\",\"first_boot\":%s,"
+			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"since\":%llu},\"config\":\"%s\"}\n",
+			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
+			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
+			      owner->standing == STANDING_ABSENT ? "open" :
+			      valid				 ? intent_lock_name(owner->intent.lock) :
+								   "locked",
+			      valid ? (unsigned long long)owner->intent.since : 0ULL, config ? owner->intent.config : "");
+
+	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
+		say("no boot record");
+}
+
+static void switch_root(void)
+{
+	static const char *const moved[] = { "/proc", "/sys", "/dev", "/run" };
+	char target[64];
+
+	for (size_t i = 0; i < sizeof(moved) / sizeof(moved[0]); i++) {
+		snprintf(target, sizeof(target), NEWROOT "%s", moved[i]);
+		if (mount_at(moved[i], target, NULL, MS_MOVE, NULL))
+			die("%s cannot be moved", moved[i]);
+	}
+	if (mount_at(DISK, NEWROOT "/sysroot", NULL, MS_MOVE, NULL))
+		die("the disk cannot be moved");
+	if (chdir(NEWROOT) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
+		die("the root cannot be switched: %s", strerror(errno));
+}
+
+/* Raise the kernel's lockdown and switch the guard's enforcement on. There is no way back in this boot. */
+static void latch(bool locked)
+{
+	int fd = locked ? open("/sys/kernel/security/lockdown", O_WRONLY | O_CLOEXEC) : -1;
+
+	/* EPERM: it is at this level already, as with Secure Boot. */
+	if (locked && (fd < 0 || (write(fd, "integrity", 9) < 0 && errno != EPERM)))
+		die("kernel lockdown cannot be raised: %s", strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	int error = guard_latch(locked ? GUARD_LOCKED : GUARD_AUDIT);
+	if (error && locked)
+		die("the guard cannot be latched: %s", strerror(-error));
+	if (error)
+		say("the guard cannot be latched: %s", strerror(-error));
+}
+
+static void prepare(void)
+{
+	static char *const environment[] = { "PATH=/usr/sbin:/usr/bin", "LANG=C.UTF-8", "HOME=/", NULL };
+	static char *const arguments[] = { PREPARE, NULL };
+	int status = 0;
+	pid_t child = fork();
+
+	if (child == 0) {
+		execve(PREPARE, arguments, environment);
+		say("%s: %s", PREPARE, strerror(errno));
+		_exit(127);
+	}
+	if (child < 0 || waitpid(child, &status, 0) != child)
+		die("boot preparation cannot be started");
+	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+		die("boot preparation failed (status %d): the machine as specified, or no machine", status);
+}
+
+int main(void)
+{
+	char digest[DIGEST_HEX + 2];
+	struct owner owner;
+
+	umask(022);
+	mount_kernel_file_systems();
+	if (!command_line_value("freehold.image", digest, sizeof(digest)) || !is_digest(digest))
+		die("the command line names no image digest");
+	if (modules_load_always() != 0)
+		say("not every module could be loaded");
+	if (keyring_load_verity(KEYCHAIN) != 0)
+		die("the keychain cannot be loaded into the kernel");
+
+	make_directory(DISK, 0755);
+	make_directory(IMAGE, 0755);
+	make_directory(CONFIG, 0755);
+	make_directory(NEWROOT, 0755);
+	disk_mount();
+	int error = mount_verified_image(DISK "/images", digest, IMAGE);
+	if (error)
+		die("the system image %.16s is refused: %s", digest,
+		    error == -EBADMSG ? "it is not the image that was signed" : strerror(-error));
+	if (mount_sealed_tree())
+		die("the sealed tree cannot be mounted");
+
+	owner_read(&owner);
+	bool valid = owner.standing == STANDING_VALID;
+	bool locked = owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
+	bool audit = valid && owner.intent.lock == INTENT_AUDIT;
+	bool config = false;
+	if (valid && owner.intent.config[0]) {
+		error = mount_verified_image(OWNER "/config", owner.intent.config, CONFIG);
+		config = error == 0;
+		if (error)
+			say("the owner's /etc %.16s is refused (%s): factory settings are in force", owner.intent.config,
+			    error == -EBADMSG ? "it is not what the owner signed" : strerror(-error));
+	}
+	load_guard(locked);
+	bool fresh = mount_etc(locked, config, valid ? (unsigned long long)owner.intent.serial : 0ULL);
+	mount_state(locked);
+	if (config) {
+		make_directory(RUN_STATE "/config", 0755);
+		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
+			die("the owner's /etc cannot be moved");
+	}
+	write_boot_record(&owner, digest, config);
+	switch_root();
+	if (locked || audit)
+		latch(locked);
+	if (owner.first_boot || fresh)
+		prepare();
+	execl("/usr/lib/systemd/systemd", "/sbin/init", NULL);
+	die("systemd cannot be started: %s", strerror(errno));
+}

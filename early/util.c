@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Time for a person to read why a boot stopped. */
+#define READING_SECONDS 5
+
+static void say_line(const char *level, const char *format, va_list arguments)
+{
+	char line[512];
+	int used = snprintf(line, sizeof(line), "%sfreehold: ", level);
+	int more = vsnprintf(line + used, sizeof(line) - (size_t)used - 1, format, arguments);
+	size_t length = (size_t)used + (more < 0 ? 0 : (size_t)more);
+
+	if (length > sizeof(line) - 2)
+		length = sizeof(line) - 2;
+	line[length++] = '\n';
+	int fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		fd = dup(STDERR_FILENO);
+	if (fd >= 0) {
+		if (write(fd, line, length) < 0) {
+			/* Nobody is left to tell. */
+		}
+		close(fd);
+	}
+}
+
+void say(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	say_line("<4>", format, arguments);
+	va_end(arguments);
+}
+
+void die(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	say_line("<2>", format, arguments);
+	va_end(arguments);
+	say("this deployment does not boot; restarting in %d seconds", READING_SECONDS);
+	sync();
+	sleep(READING_SECONDS);
+	reboot(RB_AUTOBOOT);
+	for (;;)
+		pause();
+}
+
+ssize_t read_file(const char *path, void *buffer, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	size_t used = 0;
+
+	if (fd < 0)
+		return -errno;
+	for (;;) {
+		char spare;
+		ssize_t got = used < size ? read(fd, (char *)buffer + used, size - used) : read(fd, &spare, 1);
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0 || (got > 0 && used == size)) {
+			int error = got < 0 ? errno : EFBIG;
+			close(fd);
+			return -error;
+		}
+		if (got == 0)
+			break;
+		used += (size_t)got;
+	}
+	close(fd);
+	return (ssize_t)used;
+}
+
+int write_file_durably(const char *directory, const char *name, const void *data, size_t size)
+{
+	char temporary[512], final[512];
+	int fd, error = 0;
+
+	snprintf(temporary, sizeof(temporary), "%s/.tmp-%s", directory, name);
+	snprintf(final, sizeof(final), "%s/%s", directory, name);
+	fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return -errno;
+	for (size_t done = 0; done < size && !error;) {
+		ssize_t put = write(fd, (const char *)data + done, size - done);
+		if (put < 0 && errno != EINTR)
+			error = -errno;
+		else if (put > 0)
+			done += (size_t)put;
+	}
+	if (!error && fsync(fd) < 0)
+		error = -errno;
+	close(fd);
+	if (!error && rename(temporary, final) < 0)
+		error = -errno;
+	if (error) {
+		unlink(temporary);
+		return error;
+	}
+	fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (fsync(fd) < 0)
+		error = -errno;
+	close(fd);
+	return error;
+}
+
+int make_directory(const char *path, unsigned mode)
+{
+	if (mkdir(path, mode) < 0 && errno != EEXIST)
+		return -errno;
+	return 0;
+}
+
+int mount_at(const char *source, const char *target, const char *type, unsigned long flags, const char *options)
+{
+	if (mount(source, target, type, flags, options) < 0) {
+		int error = errno;
+		say("mounting %s at %s failed: %s", source, target, strerror(error));
+		return -error;
+	}
+	return 0;
+}
+
+bool command_line_value(const char *name, char *value, size_t size)
+{
+	char line[4096];
+	ssize_t length = read_file("/proc/cmdline", line, sizeof(line) - 1);
+	size_t name_length = strlen(name);
+	bool found = false;
+
+	if (length < 0)
+		return false;
+	line[length] = '\0';
+	for (char *save = NULL, *word = strtok_r(line, " \n", &save); word; word = strtok_r(NULL, " \n", &save)) {
+		if (strncmp(word, name, name_length) == 0 && word[name_length] == '=') {
+			if (strlen(word + name_length + 1) >= size)
+				return false;
+			strcpy(value, word + name_length + 1);
+			found = true;
+		}
+	}
+	return found;
+}

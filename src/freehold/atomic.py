@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Durable writes: a reader sees the old file or the new one, also after a power cut.
+
+Order: temporary name in the same directory, data, fsync of the file, rename, fsync of the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from freehold.errors import BusyError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in directory ``path`` durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write(path: Path, data: bytes | str, *, mode: int = 0o644, group: int | None = None) -> None:
+    """Replace ``path`` by ``data`` atomically and durably. ``mode`` is exact (no umask); ``group`` a gid."""
+    content = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb", closefd=True) as sink:
+            sink.write(content)
+            sink.flush()
+            if group is not None:
+                os.fchown(sink.fileno(), -1, group)
+            os.fchmod(sink.fileno(), mode)
+            os.fsync(sink.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    fsync_directory(path.parent)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished file or directory its final name, durably.
+
+    A file's data is flushed first. A directory must have been filled by programs that flush, or be
+    one whose loss only costs time (a cache).
+    """
+    if temporary.is_file():
+        fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    os.rename(temporary, path)
+    fsync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file ``path`` while the block runs; :class:`BusyError` when somebody has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(fd, 64, 0).decode(errors="replace").strip() or "another process"
+            raise BusyError(f"{what} is in use by {holder}", hint="wait for it to finish, then try again") from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()}".encode(), 0)
+        yield
+    finally:
+        os.close(fd)

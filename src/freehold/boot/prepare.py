@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the early step runs in the new root before systemd, when /etc is fresh: first boot, each locked boot, a new intent.
+
+Under the lock the guard is latched already, so this runs as sealed code among nothing else. It reads the
+machine's typed state, which root could have written: every value is checked, what does not fit is named and
+left out. It fails only for what makes a machine other than the one specified.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from freehold import run
+from freehold.boot import machine_files, provision
+from freehold.errors import FreeholdError
+
+ETC = Path("/etc")
+FACTORY = Path("/usr/etc")
+STATE = Path("/sysroot/state")
+MACHINE_ID = Path("/sysroot/owner/id")
+BOOT_RECORD = Path("/run/freehold/boot.json")
+#: Root-owned state that could make signed programs act for whoever wrote it: empty and in memory while locked.
+#: The list ships in the sealed tree.
+UNBELIEVED = Path("/usr/lib/freehold/unbelieved.list")
+
+
+def say(text: str) -> None:
+    """One line on the console and in the kernel log."""
+    with Path("/dev/kmsg").open("w") as log:
+        log.write(f"<4>freehold: {text[:900]}\n")
+
+
+def cover_unbelieved(var: Path) -> None:
+    """Mount an empty file system over each listed directory below /var."""
+    for line in UNBELIEVED.read_text().splitlines():
+        path = line.strip()
+        if not path or path.startswith("#"):
+            continue
+        target = var / path.removeprefix("/var/")
+        if target.is_symlink() or not target.resolve().is_relative_to(var):
+            # Root could aim the mount elsewhere with a link; a link is nothing that belongs here.
+            target.unlink(missing_ok=True)
+        if target.is_dir():
+            run.run(["mount", "-t", "tmpfs", "-o", "mode=0755,nosuid,nodev,size=5%", "freehold-empty", target])
+
+
+def main() -> int:
+    """Prepare this boot; returns the exit status. Messages go to the console."""
+    try:
+        boot = json.loads(BOOT_RECORD.read_text())
+        locked = boot["intent"]["lock"] == "locked"
+        state, dropped = machine_files.load(STATE)
+        for line in dropped:
+            say(f"machine state not believed: {line}")
+        machine_files.apply(state, MACHINE_ID.read_text().strip(), FACTORY, ETC)
+        if locked:
+            cover_unbelieved(Path("/var"))
+        if boot["first_boot"]:
+            say(provision.provision())
+    except FreeholdError as error:
+        say(error.message)
+        for line in error.diagnostics().splitlines()[-20:]:
+            say(f"  {line}")
+        return 1
+    return 0

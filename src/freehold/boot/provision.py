@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""First boot: Debian's own Ignition, run once, before systemd. The machine as specified, or no machine.
+
+Ignition runs from the sealed tree, chrooted by the early step. Its files stage is built to relabel for
+SELinux and fails unless it finds a policy type and a program called ``setfiles``; both are given to it for
+the time it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from freehold import atomic, run
+from freehold.errors import FreeholdError
+
+IGNITION = Path("/usr/lib/dracut/modules.d/30ignition/ignition")
+#: Holds our do-nothing ``setfiles``.
+HELPERS = "/usr/lib/freehold/ignition"
+FW_CFG = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/com.coreos/config/raw")
+DISK_FILE = Path("/sysroot/provision.ign")
+STAMP = Path("/sysroot/owner/provisioned")
+MAX_CONFIG = 16 << 20
+#: In order. "kargs" and "disks" change what is sealed or mounted by now; a configuration that asks for them fails.
+STAGES = ("fetch-offline", "fetch", "files")
+
+
+def source() -> tuple[str, bytes] | None:
+    """(Ignition's platform name, configuration bytes) where this machine has one, else None."""
+    for platform, path in (("qemu", FW_CFG), ("file", DISK_FILE)):
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_CONFIG + 1)
+        except OSError:
+            continue
+        if len(data) > MAX_CONFIG:
+            raise FreeholdError(f"the provisioning file is larger than {MAX_CONFIG} bytes")
+        if data:
+            return platform, data
+    return None
+
+
+def unsupported(config: bytes) -> list[str]:
+    """Sections that cannot be honoured after the sealed tree is mounted. Pure; broken JSON is Ignition's to report."""
+    try:
+        value = json.loads(config)
+        storage = value.get("storage", {})
+        found = [f"storage.{name}" for name in ("disks", "raid", "filesystems", "luks") if storage.get(name)]
+        return found + (["kernelArguments"] if value.get("kernelArguments") else [])
+    except (ValueError, AttributeError):
+        return []
+
+
+def _ignition(platform: str, work: Path) -> None:
+    etc_selinux = Path("/etc/selinux")
+    etc_selinux.mkdir(exist_ok=True)
+    config = etc_selinux / "config"
+    config.write_text("SELINUX=disabled\nSELINUXTYPE=none\n")
+    try:
+        for stage in STAGES:
+            done = run.run(
+                [IGNITION, f"--platform={platform}", f"--stage={stage}", "--root=/", "--log-to-stdout",
+                 f"--config-cache={work / 'config.json'}", f"--state-file={work / 'state.json'}",
+                 f"--neednet={work / 'neednet'}"],
+                cwd=work, check=False, env={"PATH": f"{HELPERS}:/usr/sbin:/usr/bin"},
+            )  # fmt: skip
+            if done.status != 0:
+                lines = [line for line in (done.stdout + done.stderr).decode(errors="replace").splitlines() if line]
+                critical = [line for line in lines if "CRITICAL" in line or "error at" in line] or lines[-3:]
+                raise FreeholdError(
+                    f"Ignition's stage {stage} failed: {critical[-1] if critical else 'no message'}",
+                    details="\n".join(lines[-40:]),
+                )
+    finally:
+        config.unlink(missing_ok=True)
+        etc_selinux.rmdir()
+
+
+def provision() -> str:
+    """Provision this machine if it never was; returns one line for the console.
+
+    Order: Ignition writes into /etc and /var, everything is flushed, then the stamp is written. A cut before
+    the stamp runs Ignition again over the same tree, which its own rules allow (equal files are kept).
+    Raises :class:`FreeholdError` when the configuration is refused: then there is no stamp and no boot.
+    """
+    found = source()
+    record: dict[str, object] = {"format": "freehold-provisioned-1", "time": int(time.time()), "source": None}
+    if found is not None:
+        platform, config = found
+        refused = unsupported(config)
+        if refused:
+            raise FreeholdError(f"the provisioning file asks for {', '.join(refused)}, which this release cannot do")
+        work = Path("/run/freehold/ignition")
+        work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if platform == "file":
+            (work / "config.ign").write_bytes(config)
+        _ignition(platform, work)
+        record.update(source=platform, sha256=hashlib.sha256(config).hexdigest())
+    run.run(["sync"])
+    atomic.write(STAMP, json.dumps(record) + "\n", mode=0o600)
+    # The file may hold secrets, and has been used.
+    DISK_FILE.unlink(missing_ok=True)
+    return f"provisioned by Ignition ({record['source']})" if found else "nothing to provision"

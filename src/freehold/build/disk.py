@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sealed release → bootable disk: GPT with an ESP and a root partition; no mount, no loop device, no VM."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from freehold import atomic
+from freehold.build import rootfs
+from freehold.build.store import Store
+from freehold.build.tools import Tools
+from freehold.build.uki import sign_efi
+from freehold.errors import InputError
+from freehold.keys.x509 import Signer
+from freehold.monitor import Monitor, step
+
+MIB = 1 << 20
+ESP_SIZE = 512 * MIB
+#: First partition's start, and what GPT needs at the end.
+ALIGNMENT = MIB
+DEFAULT_SIZE = 8 << 30
+#: Boots that a new deployment may fail before the loader goes back to the one before it.
+TRIES = 3
+BOOT_LOADER = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+LINUX_TYPE = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
+FORMATS = {".qcow2": "qcow2"}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A bootable disk image and the release that is on it."""
+
+    path: Path
+    release: str
+    size: int
+    format: str
+
+
+def uki_name(name: str, version: str, digest: str, *, tries: int | None = TRIES) -> str:
+    """A UKI's file name on the ESP, with boot counting (Boot Loader Specification). Pure."""
+    counter = f"+{tries}" if tries is not None else ""
+    return f"freehold-{version}-{digest[:16]}{counter}.efi"
+
+
+def derived_uuid(*parts: str) -> str:
+    """A UUID that depends on ``parts`` only, so that equal releases give equal disks. Pure."""
+    return str(uuid.UUID(hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]))
+
+
+def loader_conf(timeout: int) -> str:
+    """systemd-boot's configuration. The command line is sealed, so there is nothing to edit."""
+    return f"timeout {timeout}\neditor no\nconsole-mode keep\n"
+
+
+def _make_esp(tools: Tools, release: Path, manifest: dict[str, object], target: Path, signer: Signer, timeout: int) -> None:
+    staging = target.parent / "esp"
+    for directory in ("EFI/BOOT", "EFI/Linux", "EFI/systemd", "loader"):
+        (staging / directory).mkdir(parents=True)
+    loader = staging / "EFI/BOOT/BOOTX64.EFI"
+    sign_efi(tools, Path(BOOT_LOADER), loader, signer)
+    shutil.copy(loader, staging / "EFI/systemd/systemd-bootx64.efi")
+    name = uki_name(str(manifest["name"]), str(manifest["version"]), str(manifest["image_digest"]))
+    shutil.copy(release / "uki.efi", staging / "EFI/Linux" / name)
+    (staging / "loader/loader.conf").write_text(loader_conf(timeout))
+    (staging / "loader/entries.srel").write_text("type1\n")
+    with target.open("wb") as file:
+        file.truncate(ESP_SIZE)
+    serial = derived_uuid("esp", str(manifest["image_digest"]))[:8]
+    environment = {"SOURCE_DATE_EPOCH": str(manifest["timestamp"]), "MTOOLS_SKIP_CHECK": "1"}
+    tools.run(["mkfs.vfat", "-F", "32", "-n", "FREEHOLD", "-i", serial, "--invariant", target], binds=[target.parent])
+    top = sorted(path for path in staging.iterdir())
+    tools.run(["mcopy", "-s", "-b", "-Q", "-i", target, *top, "::/"], binds=[target.parent], env=environment)
+    shutil.rmtree(staging)
+
+
+def _make_root(
+    tools: Tools, store: Store, release: Path, manifest: dict[str, object], target: Path, size: int, ignition: bytes | None,
+    monitor: Monitor,
+) -> None:  # fmt: skip
+    staging = target.parent / "root"
+    digest, commit = str(manifest["image_digest"]), str(manifest["commit"])
+    repo = staging / "repo"
+    repo.mkdir(parents=True)
+    ref = f"freehold/deployment/{digest[:16]}"
+    binds = [staging, store.repo]
+    tools.run(["ostree", f"--repo={repo}", "init", "--mode=bare"], binds=binds)
+    tools.run(["ostree", f"--repo={repo}", "config", "set", "core.fsync", "false"], binds=binds)
+    tools.run(["ostree", f"--repo={repo}", "pull-local", "--disable-fsync", store.repo, commit], binds=binds)
+    tools.run(["ostree", f"--repo={repo}", "refs", f"--create={ref}", commit], binds=binds)
+    tools.run(["ostree", f"--repo={repo}", "config", "unset", "core.fsync"], binds=binds)
+    tools.run(["ostree", f"--repo={repo}", "config", "set", "ex-integrity.fsverity", "yes"], binds=binds)
+    objects = [
+        path.parent.name + path.name.removesuffix(".file")
+        for path in (repo / "objects").glob("??/*.file")
+        if not path.is_symlink() and path.stat().st_size
+    ]
+    protected = rootfs.stage_objects(store.repo, repo, objects, monitor)
+    (staging / "images").mkdir()
+    protected.append(
+        rootfs.Protected(f"/images/{digest}", rootfs.protect(release / "image", staging / "images" / digest))
+    )
+    deployment = staging / "deployments" / digest[:16]
+    deployment.mkdir(parents=True)
+    for name in ("manifest.json", "manifest.json.sig"):
+        shutil.copy(release / name, deployment / name)
+    if ignition is not None:
+        (staging / "provision.ign").write_bytes(ignition)
+        (staging / "provision.ign").chmod(0o600)
+    for directory, mode in (("var", 0o755), ("state", 0o700), ("inbox", 0o700)):
+        (staging / directory).mkdir(mode=mode)
+    rootfs.make_ext4(tools, staging, target, protected, size=size, seed=derived_uuid("root", digest))
+    shutil.rmtree(staging)
+
+
+def _copy_sparse(source: Path, target: Path, offset: int) -> None:
+    with source.open("rb") as reader, target.open("r+b") as writer:
+        position = 0
+        end = source.stat().st_size
+        while position < end:
+            try:
+                start = os.lseek(reader.fileno(), position, os.SEEK_DATA)
+            except OSError:  # nothing but a hole is left
+                return
+            stop = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
+            while start < stop:
+                done = os.copy_file_range(reader.fileno(), writer.fileno(), stop - start, start, offset + start)
+                if done == 0:
+                    break
+                start += done
+            position = stop
+
+
+def partition_table(size: int, digest: str) -> str:
+    """sfdisk's script for a disk of ``size`` bytes. Pure."""
+    esp, root = ESP_SIZE // 512, (size - ESP_SIZE - 2 * ALIGNMENT) // 512
+    start = ALIGNMENT // 512
+    return (
+        f"label: gpt\nlabel-id: {derived_uuid('disk', digest)}\n"
+        f"start={start}, size={esp}, type={ESP_TYPE}, uuid={derived_uuid('esp-part', digest)}, name=freehold-esp\n"
+        f"start={start + esp}, size={root}, type={LINUX_TYPE}, uuid={derived_uuid('root-part', digest)}, name=freehold-root\n"
+    )
+
+
+def make_disk(
+    tools: Tools, store: Store, release: Path, target: Path, *, signer: Signer, monitor: Monitor, size: int = DEFAULT_SIZE,
+    ignition: bytes | None = None, timeout: int = 0,
+) -> Disk:  # fmt: skip
+    """Make the disk ``target`` (raw, or qcow2 by its suffix) from a sealed release.
+
+    ``ignition`` is a provisioning file for the first boot. Raises :class:`InputError` when ``size`` is
+    too small; nothing is left at ``target`` when anything fails.
+    """
+    manifest = json.loads((release / "manifest.json").read_text())
+    if size < 4 << 30 or size % MIB:
+        raise InputError("a disk has at least 4 GiB, in whole MiB", hint="for example --size 8G")
+    work = store.scratch(f"disk-{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        with step(monitor, "boot partition"):
+            _make_esp(tools, release, manifest, work / "esp.img", signer, timeout)
+        with step(monitor, "root file system"):
+            room = size - ESP_SIZE - 2 * ALIGNMENT
+            _make_root(tools, store, release, manifest, work / "root.img", room, ignition, monitor)
+        with step(monitor, "disk"):
+            raw = work / "disk.raw"
+            with raw.open("wb") as file:
+                file.truncate(size)
+            script = partition_table(size, str(manifest["image_digest"])).encode()
+            tools.run(["sfdisk", "--quiet", raw], binds=[work], stdin=script)
+            _copy_sparse(work / "esp.img", raw, ALIGNMENT)
+            _copy_sparse(work / "root.img", raw, ALIGNMENT + ESP_SIZE)
+            kind = FORMATS.get(target.suffix, "raw")
+            if kind == "raw":
+                with temporary.open("wb") as file:
+                    file.truncate(size)
+                _copy_sparse(raw, temporary, 0)
+            else:
+                converted = work / "disk.converted"
+                tools.run(["qemu-img", "convert", "-f", "raw", "-O", kind, raw, converted], binds=[work])
+                shutil.move(converted, temporary)
+            atomic.publish(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+    return Disk(target, release.name, size, kind)

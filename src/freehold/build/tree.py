@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Root tree as the packages left it → tree of an image: no mutable state, no second copies.
+
+Each function does one thing to the tree on disk; :func:`finish` is their order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from freehold import run
+from freehold.build import ids, state
+from freehold.build.ids import IdLock
+from freehold.build.recipe import Recipe
+from freehold.errors import FreeholdError, InputError
+
+#: Made anew on every machine; one in an image would be shared by all of them.
+SECRETS = ("etc/ssh/ssh_host_*", "etc/machine-id", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed",
+           "var/lib/systemd/credential.secret", "etc/apt/auth.conf")  # fmt: skip
+#: Left over by the package manager and by the machine that built.
+LEFTOVERS = ("etc/*-", "etc/.pwd.lock", "etc/hostname", "etc/resolv.conf", "etc/mtab", "var/log/*", "var/tmp/*",
+             "var/lib/apt/lists", "var/cache/apt/*", "var/lib/dpkg/*-old", "var/lib/dpkg/lock*", "var/lib/dpkg/triggers/Lock", "var/cache/debconf/*-old", "initrd.img*", "vmlinuz*", "run/*", "tmp/*", "root/*", "root/.[!.]*", ".dockerenv")  # fmt: skip
+#: Top-level directories that belong to the machine live in /var.
+VAR_LINKS = {"home": "var/home", "root": "var/roothome", "srv": "var/srv", "opt": "var/opt", "mnt": "var/mnt",
+             "media": "run/media"}  # fmt: skip
+MOUNT_POINTS = ("boot", "dev", "efi", "etc", "proc", "run", "sys", "sysroot", "tmp", "var")
+#: CAP_SETUID and CAP_SETGID instead of set-uid root, see newuidmap(1).
+MAPPERS = {"/usr/bin/newuidmap": 7, "/usr/bin/newgidmap": 6}
+SETUID_BITS = stat.S_ISUID | stat.S_ISGID
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(tree: Path) -> None:
+    """Delete secrets, caches and what the build machine left."""
+    for pattern in (*SECRETS, *LEFTOVERS):
+        for path in sorted(tree.glob(pattern)):
+            _remove(path)
+
+
+def settle_kernel(tree: Path) -> str:
+    """Move the one kernel to ``/usr/lib/modules/VERSION/vmlinuz``; returns VERSION.
+
+    Raises :class:`FreeholdError` unless there is exactly one: with two, which one boots would be chance.
+    """
+    versions = sorted(path.name for path in (tree / "usr/lib/modules").glob("*") if (path / "kernel").is_dir())
+    if len(versions) != 1:
+        raise FreeholdError(f"the tree has {len(versions)} kernels ({', '.join(versions)}); an image has one")
+    version = versions[0]
+    home = tree / "usr/lib/modules" / version
+    for name, target in (("vmlinuz", "vmlinuz"), ("config", "config")):
+        source = tree / "boot" / f"{name}-{version}"
+        if source.is_file():
+            shutil.move(source, home / target)
+    for path in sorted((tree / "boot").iterdir()):
+        _remove(path)
+    if not (home / "vmlinuz").is_file():
+        raise FreeholdError(f"the kernel package of {version} brought no vmlinuz")
+    return version
+
+
+def file_capability(number: int) -> bytes:
+    """The ``security.capability`` value (VFS_CAP_REVISION_2, effective) that permits one capability. Pure."""
+    return struct.pack("<IIIII", 0x02000001, 1 << number, 0, 0, 0)
+
+
+def strip_setuid(tree: Path, keep: Sequence[str]) -> list[str]:
+    """Take set-uid and set-gid bits from every program not in ``keep``; returns what was stripped.
+
+    The two programs that rootless containers need to map their users get just the one capability for it.
+    """
+    stripped = []
+    for directory, _, names in os.walk(tree / "usr"):
+        for name in names:
+            path = Path(directory) / name
+            status = path.lstat()
+            shown = "/" + str(path.relative_to(tree))
+            if stat.S_ISREG(status.st_mode) and status.st_mode & SETUID_BITS and shown not in keep:
+                path.chmod(stat.S_IMODE(status.st_mode) & ~SETUID_BITS)
+                stripped.append(shown)
+                if shown in MAPPERS:
+                    os.setxattr(path, "security.capability", file_capability(MAPPERS[shown]))
+    return sorted(stripped)
+
+
+def write_files(tree: Path, recipe: Recipe) -> None:
+    """Write the recipe's files with their modes."""
+    for item in recipe.files:
+        target = tree / item.path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(item.content)
+        target.chmod(item.mode)
+
+
+def set_units(tree: Path, recipe: Recipe) -> None:
+    """Enable, disable and mask units with the tree's own systemctl."""
+    for verb, units in (("disable", recipe.units.disable), ("enable", recipe.units.enable), ("mask", recipe.units.mask)):
+        if units:
+            enter(tree, ["systemctl", "--root=/", "--no-reload", verb, *units])
+
+
+def enter(tree: Path, command: Sequence[str]) -> None:
+    """Run a program of the tree inside it, without network, as a build step."""
+    run.run([
+        "bwrap", "--die-with-parent", "--unshare-pid", "--unshare-net", "--bind", tree, "/", "--dev", "/dev", "--proc", "/proc",
+        "--perms", "1777", "--tmpfs", "/tmp", "--tmpfs", "/run", "--cap-add", "ALL", "--", *command,  # noqa: S108
+    ])  # fmt: skip
+
+
+def stamp_bytecode(tree: Path, epoch: int) -> None:
+    """Make compiled Python valid for sources whose time stamp is ``epoch``.
+
+    All times in the image are ``epoch``; a ``.pyc`` records its source's (bytes 8 to 12, PEP 552), and
+    one that differs would be compiled again at every start, since nothing can be saved in a read-only tree.
+    """
+    for path in (tree / "usr").rglob("*.pyc"):
+        with path.open("r+b") as file:
+            flags = struct.unpack("<I", file.read(8)[4:])[0]
+            if flags == 0:
+                file.seek(8)
+                file.write(struct.pack("<I", epoch & 0xFFFFFFFF))
+
+
+def install_keychain(tree: Path, recipe: Recipe) -> None:
+    """Put the keychain into the sealed tree, DER, one file per certificate."""
+    directory = tree / "usr/lib/freehold/keychain"
+    directory.mkdir(parents=True, exist_ok=True)
+    for certificate in recipe.keychain:
+        (directory / certificate.filename).write_bytes(certificate.data)
+        (directory / certificate.filename).chmod(0o644)
+
+
+def name_release(tree: Path, recipe: Recipe, version: str) -> None:
+    """Say in os-release(5) which image this is; everything else there stays Debian's."""
+    path = tree / "usr/lib/os-release"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(("IMAGE_ID=", "IMAGE_VERSION="))]
+    path.write_text("\n".join([*lines, f"IMAGE_ID={recipe.name}", f"IMAGE_VERSION={version}", ""]))
+
+
+def settle_layout(tree: Path) -> None:
+    """/etc becomes the factory copy /usr/etc; machine-owned directories become links into /var."""
+    shutil.move(tree / "etc", tree / "usr/etc")
+    for name, target in VAR_LINKS.items():
+        _remove(tree / name)
+        (tree / name).symlink_to(target)
+    for name in MOUNT_POINTS:
+        path = tree / name
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir(mode=0o755)
+        path.chmod(0o755)
+    for name in os.listdir(tree):
+        if name not in {*MOUNT_POINTS, *VAR_LINKS, "usr", "bin", "sbin", "lib", "lib64", "lib32", "libx32"}:
+            raise FreeholdError(f"a package made the top-level directory /{name}: images have a fixed set")
+
+
+def finish(tree: Path, recipe: Recipe, *, version: str, epoch: int, sources: str, lock: IdLock) -> tuple[str, IdLock]:
+    """Turn the tree that the packages left into the tree of an image; returns (kernel version, ids for next time)."""
+    remove_leftovers(tree)
+    kernel = settle_kernel(tree)
+    write_files(tree, recipe)
+    state.add_users(tree, recipe)
+    lock = state.fix_ids(tree, lock)
+    own_files(tree, recipe)
+    set_units(tree, recipe)
+    strip_setuid(tree, recipe.setuid_keep)
+    # What the machine's own apt would ask; the flat directory of the build is gone by then.
+    (tree / "etc/apt/sources.list").write_text(sources)
+    state.settle_var(tree, recipe)
+    write_update_config(tree, recipe)
+    install_keychain(tree, recipe)
+    name_release(tree, recipe, version)
+    stamp_bytecode(tree, epoch)
+    settle_layout(tree)
+    return kernel, lock
+
+
+def own_files(tree: Path, recipe: Recipe) -> None:
+    """Give the recipe's files their owners, after ids are settled."""
+    users = {one.name: one.uid for one in ids.parse_passwd((tree / "etc/passwd").read_text())}
+    groups = {one.name: one.gid for one in ids.parse_group((tree / "etc/group").read_text())}
+    for item in recipe.files:
+        user, _, group = item.owner.partition(":")
+        if user not in users or group not in groups:
+            raise InputError("the recipe names an unknown owner", faults=[f"files: {item.path}: {item.owner}"])
+        os.chown(tree / item.path.lstrip("/"), users[user], groups[group])
+
+
+def write_update_config(tree: Path, recipe: Recipe) -> None:
+    """Where the machine looks for updates, when the recipe says so."""
+    if recipe.update_url:
+        path = tree / "usr/lib/freehold/update.toml"
+        path.write_text(f'[update]\nurl = "{recipe.update_url}"\nstream = "{recipe.update_stream}"\n')

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel, initrd and command line → one unified kernel image. Signing is a separate, last step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from freehold.build.tools import Tools
+from freehold.keys.x509 import Signer
+
+STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+#: Sealed into every command line. No credentials from firmware or hypervisor; no writing through
+#: /proc/PID/mem past page protection; no raw writes below a mounted file system.
+COMMAND_LINE = (
+    "ro", "rootfstype=overlay", "systemd.import_credentials=no", "proc_mem.force_override=never",
+    "bdev_allow_write_mounted=0", "systemd.gpt_auto=0", "init_on_alloc=1",
+)  # fmt: skip
+
+
+def command_line(digest: str, consoles: Sequence[str], extra: Sequence[str]) -> str:
+    """The sealed kernel command line. Pure."""
+    return " ".join([f"freehold.image={digest}", *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
+
+
+def os_release(name: str, version: str) -> str:
+    """What the boot menu reads: systemd-boot sorts by IMAGE_ID, then IMAGE_VERSION, newest first. Pure."""
+    return f'NAME="Freehold"\nID=freehold\nPRETTY_NAME="Freehold {name} {version}"\nIMAGE_ID={name}\nIMAGE_VERSION={version}\n'
+
+
+def write_uki(tools: Tools, work: Path, *, kernel: Path, uname: str, initrd: Path, line: str, release: str) -> Path:
+    """Assemble ``work/uki.unsigned.efi`` with ukify. Equal inputs give equal bytes."""
+    (work / "cmdline").write_text(line)
+    (work / "os-release").write_text(release)
+    target = work / "uki.unsigned.efi"
+    tools.run(
+        [
+            "ukify", "build", f"--linux={kernel}", f"--initrd={initrd}", f"--cmdline=@{work}/cmdline",
+            f"--os-release=@{work}/os-release", f"--uname={uname}", f"--stub={STUB}", f"--output={target}",
+        ],
+        binds=[work],
+        ro_binds=[kernel.parent],
+        env={"SOURCE_DATE_EPOCH": "0"},
+    )  # fmt: skip
+    return target
+
+
+def sign_efi(tools: Tools, source: Path, target: Path, signer: Signer) -> None:
+    """Sign an EFI program (UKI or boot loader) for the firmware's db."""
+    with signer.private_pem_path() as key:
+        certificate = key.with_name("certificate.pem")
+        certificate.write_bytes(signer.certificate_pem())
+        tools.run(
+            ["sbsign", f"--key={key}", f"--cert={certificate}", f"--output={target}", source],
+            binds=[target.parent],
+            ro_binds=[*{source.parent, key.parent} - {target.parent}],
+        )

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of verbs: one line, the module that has it, examples. Help, completion and man pages come from here.
+
+A verb's module has ``VERBS``, rows of (name, help, add_arguments, handler); it is imported only when the verb is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb. ``group`` verbs (``vm``, ``key``) have verbs of their own in the module."""
+
+    name: str
+    module: str
+    summary: str
+    examples: tuple[str, ...] = ()
+    group: bool = False
+
+
+BUILD = "freehold.build.verbs"
+DEVICE = "freehold.device.verbs"
+LOCK = "freehold.lock.verbs"
+SERVER = "freehold.server.verbs"
+
+VERBS = (
+    Verb("build", BUILD, "build a sealed release from a recipe", (
+        "freehold build recipes/server.toml",
+        "freehold build recipes/server.toml --version 1.2 --store /srv/freehold --json",
+    )),
+    Verb("disk", BUILD, "make a bootable disk image from a release", (
+        "freehold disk server-1.2 -o server.qcow2 --ignition first-boot.ign",
+        "freehold disk recipes/server.toml -o /tmp/server.raw --size 16G",
+    )),
+    Verb("inspect", BUILD, "show what a release holds", ("freehold inspect server-1.2 --json",)),
+    Verb("diff", BUILD, "the difference between two releases", ("freehold diff server-1.1 server-1.2",)),
+    Verb("key", "freehold.keys.verbs", "make and show keys", (
+        "freehold key new release --role release",
+        "freehold key show owner",
+    ), group=True),
+    Verb("publish", SERVER, "put a release where machines find it", ("freehold publish server-1.2 --to /srv/www/freehold",)),
+    Verb("serve", SERVER, "serve published releases over HTTP", ("freehold serve /srv/www/freehold --port 8000",)),
+    Verb("vm", "freehold.vm.verbs", "start, drive and look at virtual machines", (
+        "freehold vm start server.qcow2 --name try",
+        "freehold vm exec try -- systemctl --failed",
+    ), group=True),
+    Verb("status", DEVICE, "what this machine runs, and whether it is locked", ("freehold status --json",)),
+    Verb("upgrade", DEVICE, "stage the newest release beside the running system", (
+        "freehold upgrade --check", "freehold upgrade --reboot",
+    )),
+    Verb("rollback", DEVICE, "boot the previous deployment next", ("freehold rollback",)),
+    Verb("cleanup", DEVICE, "remove deployments and objects that nothing needs", ("freehold cleanup --dry-run",)),
+    Verb("history", DEVICE, "what was done to this machine, and when", ("freehold history",)),
+    Verb("lock", LOCK, "let no further unsigned privileged code run", (
+        "freehold lock --audit --key file:/media/stick/owner.key",
+        "freehold lock --request lock.request     (then, where the owner's key is:) freehold sign lock.request",
+        "freehold lock --answer lock.request.signed",
+    )),
+    Verb("unlock", LOCK, "with the owner's key: open at the next boot", (
+        "freehold unlock --key file:/media/stick/owner.key",
+        "freehold unlock --request unlock.request",
+    )),
+    Verb("sign", LOCK, "answer a machine's request with the owner's key", (
+        "freehold sign lock.request --key file:owner.key",
+    )),
+    Verb("denials", LOCK, "what the guard refused, or would refuse", ("freehold denials --json",)),
+    Verb("etc", LOCK, "the verified configuration", ("freehold etc status", "freehold etc diff"), group=True),
+)  # fmt: skip

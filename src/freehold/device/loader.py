@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot entries: names with boot counting, their order, and switching between them.
+
+A deployment is one UKI in ``EFI/Linux`` of the ESP, named ``freehold-VERSION-ID[+LEFT[-DONE]].efi`` after the
+Boot Loader Specification. The boot loader lowers LEFT and raises DONE at each try; a healthy boot drops the
+counter; at LEFT 0 the entry sorts last. ``+0`` without DONE is ours: the owner set this entry aside.
+Switching renames single files, so that a power cut leaves the old order or the new one, and every
+intermediate step has a bootable entry in front.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from freehold import atomic
+from freehold.errors import FreeholdError, NotHereError
+
+#: How often a new deployment is tried before the loader falls back.
+TRIES = 3
+LINUX = "EFI/Linux"
+_NAME = re.compile(
+    r"freehold-(?P<version>[0-9A-Za-z][0-9A-Za-z.~^_-]{0,63})-(?P<id>[0-9a-f]{16})"
+    r"(?:\+(?P<left>[0-9]{1,5})(?:-(?P<done>[0-9]{1,5}))?)?\.efi\Z",
+    re.ASCII,
+)
+_VERSION_PART = re.compile(r"[~^.-]|[0-9]+|[A-Za-z]+")
+
+
+class Entry(NamedTuple):
+    """One boot entry. ``left`` is ``None`` once a boot was healthy, else the tries that remain."""
+
+    version: str
+    id: str
+    left: int | None = None
+    done: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file name."""
+        counter = "" if self.left is None else f"+{self.left}" + ("" if self.done is None else f"-{self.done}")
+        return f"freehold-{self.version}-{self.id}{counter}.efi"
+
+    @property
+    def state(self) -> str:
+        """``good``, ``trying``, ``bad`` (no try left) or ``set-aside`` (by the owner's rollback)."""
+        if self.left is None:
+            return "good"
+        if self.left > 0:
+            return "trying"
+        return "set-aside" if self.done is None else "bad"
+
+    def counted(self, left: int | None) -> Entry:
+        """The same deployment with ``left`` tries and none done."""
+        return Entry(self.version, self.id, left)
+
+
+def parse(name: str) -> Entry | None:
+    """The entry that file ``name`` stands for; ``None`` when it is not one of ours."""
+    match = _NAME.match(name)
+    if match is None:
+        return None
+    left, done = match["left"], match["done"]
+    return Entry(match["version"], match["id"], _number(left), _number(done))
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)
+
+
+def compare_versions(a: str, b: str) -> int:
+    """-1, 0 or 1: the order of two versions after the UAPI version format specification, as systemd-boot has it."""
+    parts_a, parts_b = _VERSION_PART.findall(a), _VERSION_PART.findall(b)
+    for part_a, part_b in zip(parts_a, parts_b, strict=False):
+        if part_a == part_b:
+            continue
+        if part_a.isdigit() and part_b.isdigit():
+            if int(part_a) != int(part_b):
+                return -1 if int(part_a) < int(part_b) else 1
+            continue
+        rank_a, rank_b = _rank(part_a), _rank(part_b)
+        if rank_a != rank_b:
+            return -1 if rank_a < rank_b else 1
+        return -1 if part_a < part_b else 1
+    if len(parts_a) == len(parts_b):
+        return 0
+    longer, sign = (parts_a, 1) if len(parts_a) > len(parts_b) else (parts_b, -1)
+    # "1~rc" comes before "1"; anything else that follows makes a version newer.
+    return -sign if longer[min(len(parts_a), len(parts_b))] == "~" else sign
+
+
+def _rank(part: str) -> int:
+    """``~`` sorts before the end, then ``-``, ``^``, ``.``, letters, digits."""
+    if part.isdigit():
+        return 6
+    return {"~": 0, "-": 2, "^": 3, ".": 4}.get(part, 5)
+
+
+def _compare(a: Entry, b: Entry) -> int:
+    if (a.left == 0) != (b.left == 0):
+        return 1 if a.left == 0 else -1
+    order = compare_versions(b.version, a.version) or compare_versions(b.id, a.id)
+    if order:
+        return order
+    # The same deployment twice (a power cut between FAT's two halves of a rename).
+    left_a, left_b = (1 << 20 if e.left is None else e.left for e in (a, b))
+    return (left_a < left_b) - (left_a > left_b) or (a.done or 0) - (b.done or 0)
+
+
+def order(entries: Iterable[Entry]) -> list[Entry]:
+    """``entries`` as the boot loader tries them: exhausted ones last, then the highest version first."""
+    return sorted(entries, key=functools.cmp_to_key(_compare))
+
+
+def _newer(a: Entry, b: Entry) -> int:
+    return compare_versions(b.version, a.version)
+
+
+def newest_first(entries: Iterable[Entry]) -> list[Entry]:
+    """``entries`` by version alone, the highest first."""
+    return sorted(entries, key=functools.cmp_to_key(_newer))
+
+
+class Switch(NamedTuple):
+    """A change of the boot order: ``chosen`` boots next; ``renames`` are (old, new) file names in order."""
+
+    chosen: Entry
+    renames: tuple[tuple[str, str], ...]
+
+
+def plan_rollback(entries: Sequence[Entry], booted: str) -> Switch:
+    """How to make the previous deployment boot next; ``booted`` is the running deployment's id.
+
+    When another than the running one would boot next (an update waits, or a rollback was done already),
+    the running one is chosen: the waiting change is undone. Otherwise it is the newest other that is
+    good or was set aside, so that a second rollback (after the reboot) leads back.
+    First the chosen one is made bootable, then everything that sorts before it is set aside.
+    Raises :class:`NotHereError` when there is nothing to go back to.
+    """
+    ordered = order(entries)
+    running = next((entry for entry in ordered if entry.id == booted), None)
+    if running is not None and ordered[0].id != booted:
+        chosen = running
+    else:
+        others = [entry for entry in ordered if entry.id != booted and entry.state in ("good", "set-aside")]
+        if not others:
+            raise NotHereError(
+                "there is no other deployment to go back to", hint="`freehold status` lists what is on this machine"
+            )
+        # A set-aside entry may be newer than a good one: judge by version alone.
+        chosen = newest_first(others)[0]
+    renames: list[tuple[str, str]] = []
+    target = chosen
+    if chosen.left == 0:
+        # It gets tries again rather than trust: what was set aside may not have proven itself.
+        target = chosen.counted(TRIES)
+        renames.append((chosen.name, target.name))
+    after = [target if entry == chosen else entry for entry in ordered]
+    for entry in order(after):
+        if entry.id == target.id:
+            break
+        renames.append((entry.name, entry.counted(0).name))
+    return Switch(target, tuple(renames))
+
+
+def listing(esp: Path) -> list[Entry]:
+    """Our entries on the ESP mounted at ``esp``, in boot order; :class:`NotHereError` when it is not mounted."""
+    try:
+        names = [path.name for path in (esp / LINUX).iterdir()]
+    except FileNotFoundError:
+        raise NotHereError(
+            f"the boot partition is not mounted at {esp}", hint="`systemctl start efi.automount`, or mount it by hand"
+        ) from None
+    return order(entry for entry in map(parse, names) if entry is not None)
+
+
+def apply(esp: Path, switch: Switch) -> None:
+    """Carry out ``switch``: each rename is durable before the next begins."""
+    directory = esp / LINUX
+    for old, new in switch.renames:
+        if (directory / new).exists():
+            raise FreeholdError(
+                f"{directory / new} exists already", hint="remove the one of the two that is not wanted, then try again"
+            )
+        (directory / old).rename(directory / new)
+        atomic.fsync_directory(directory)
+
+
+def remove(esp: Path, entry: Entry) -> None:
+    """Delete an entry's file, durably; nothing happens when it is gone already."""
+    (esp / LINUX / entry.name).unlink(missing_ok=True)
+    atomic.fsync_directory(esp / LINUX)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which deployments stay, and removing the others (``freehold cleanup``).
+
+Order of a removal: boot entry, ref, directory, image, then objects. What boots loses its entry first, so
+that a cut never leaves an entry whose content is gone; what a cut leaves behind, the next cleanup removes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from freehold import atomic
+from freehold.device import content, loader
+from freehold.device.sysroot import ID, Sysroot, record
+from freehold.errors import FreeholdError
+from freehold.monitor import Monitor, step
+from freehold.update.manifest import ID_LENGTH
+
+_IMAGE_NAME = re.compile(r"[0-9a-f]{64}\Z")
+#: Where UKIs are assembled on the ESP: the boot loader does not look there.
+ESP_SCRATCH = "EFI/freehold"
+
+
+def keep(
+    entries: Sequence[loader.Entry], booted: str, pinned: Iterable[str], waiting: Iterable[str] = (), *, tight: bool
+) -> set[str]:
+    """The ids that stay: running, next, pinned, one to go back to, newer ones that failed (so that they are not
+    fetched again), and ``waiting`` downloads. ``tight`` gives up what a healthy running deployment can spare.
+    """
+    ordered = loader.order(entries)
+    kept = {booted, *pinned}
+    if ordered:
+        kept.add(ordered[0].id)
+    running = next((entry for entry in ordered if entry.id == booted), None)
+    if not tight:
+        kept.update(waiting)
+        if running is not None:
+            kept.update(
+                entry.id
+                for entry in ordered
+                if entry.state == "bad" and loader.compare_versions(entry.version, running.version) > 0
+            )
+    if not tight or running is None or running.state != "good":
+        others = [entry for entry in ordered if entry.id not in (booted, ordered[0].id)]
+        previous = [entry for entry in others if entry.state in ("good", "set-aside")]
+        kept.update(entry.id for entry in loader.newest_first(previous)[:1])
+    return kept
+
+
+def cleanup(sysroot: Sysroot, monitor: Monitor, *, tight: bool = False) -> list[str]:
+    """Remove what :func:`keep` does not name; the ids removed. The caller holds the deployments' lock.
+
+    Raises :class:`FreeholdError` when the ESP is not there to ask: without its entries nothing is removed.
+    """
+    booted = sysroot.booted_id()
+    entries = loader.listing(sysroot.esp)
+    known = {deployment.id: deployment for deployment in sysroot.all_deployments()}
+    bootable = {entry.id for entry in entries}
+    pinned = [deployment.id for deployment in known.values() if deployment.pinned]
+    since = known[booted].manifest.timestamp if booted in known else 0
+    downloads = [d.id for d in known.values() if d.id not in bootable and d.manifest.timestamp > since]
+    kept = keep(entries, booted, pinned, downloads[:1], tight=tight)
+    referenced = content.references(sysroot)
+    # Never let prune see a deployment that stays without a ref, whoever made it.
+    for identity in sorted(kept & known.keys() - referenced):
+        content.reference(sysroot, identity, known[identity].manifest.commit)
+    directories = {name for name in _names(sysroot.deployments) if ID.match(name)}
+    images = {name[:ID_LENGTH] for name in _names(sysroot.images) if _IMAGE_NAME.match(name)}
+    gone = sorted((bootable | directories | images | referenced) - kept)
+    with step(monitor, "removing old deployments"):
+        for identity in gone:
+            _remove(sysroot, identity, [entry for entry in entries if entry.id == identity], identity in referenced)
+        _sweep(sysroot)
+        missing = (kept & (bootable | {booted})) - known.keys()
+        if missing:
+            # Their commit is unknown: pruning could take their objects.
+            monitor.message(f"objects stay: no readable manifest for {', '.join(sorted(missing))}")
+        elif gone:
+            content.prune(sysroot)
+    if gone:
+        record(sysroot, "cleanup", removed=gone)
+    return gone
+
+
+def _remove(sysroot: Sysroot, identity: str, entries: Iterable[loader.Entry], referenced: bool) -> None:
+    for entry in entries:
+        loader.remove(sysroot.esp, entry)
+    if referenced:
+        content.release(sysroot, identity)
+    directory = sysroot.deployments / identity
+    if directory.is_dir():
+        # The manifest goes first: without it the directory is no deployment.
+        (directory / "manifest.json").unlink(missing_ok=True)
+        atomic.fsync_directory(directory)
+        shutil.rmtree(directory)
+    for name in _names(sysroot.images):
+        if _IMAGE_NAME.match(name) and name.startswith(identity):
+            (sysroot.images / name).unlink()
+
+
+def _sweep(sysroot: Sysroot) -> None:
+    """What interrupted downloads and copies left."""
+    for directory, prefix in ((sysroot.images, atomic.TEMPORARY_PREFIX), (sysroot.esp / ESP_SCRATCH, "")):
+        for name in _names(directory):
+            if name.startswith(prefix):
+                (directory / name).unlink(missing_ok=True)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return [path.name for path in directory.iterdir()]
+    except FileNotFoundError:
+        return []
+
+
+def free_bytes(path: os.PathLike[str]) -> int:
+    """Bytes that a file below ``path`` may still take; :class:`FreeholdError` when ``path`` is missing."""
+    try:
+        info = os.statvfs(path)
+    except FileNotFoundError:
+        raise FreeholdError(f"{os.fspath(path)} is missing", hint="is this machine's disk mounted?") from None
+    return info.f_bavail * info.f_frsize

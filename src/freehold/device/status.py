@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``freehold status``: what runs, what would run next, how the machine is locked.
+
+The JSON form is ``freehold-status-1`` (docs/device.md). It starts at most one process, the guard's own
+``guardctl``, and imports no cryptography: certificates are shown by file name and SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+from freehold.device import loader
+from freehold.device.sysroot import Deployment, Sysroot, read_bytes, read_json, read_text, stream_shown
+from freehold.errors import FreeholdError
+from freehold.report import Report
+from freehold.update.manifest import STREAM_LIMIT
+
+SCHEMA = "freehold-status-1"
+_CERTIFICATE_LIMIT = 64 << 10
+
+
+def entries_of(sysroot: Sysroot) -> list[loader.Entry]:
+    """The boot entries in boot order; none when the ESP cannot be read (not mounted, or not root)."""
+    try:
+        return loader.listing(sysroot.esp)
+    except (OSError, FreeholdError):
+        return []
+
+
+def keychain_of(sysroot: Sysroot) -> list[dict[str, object]]:
+    """Name, role and SHA-256 of each sealed certificate."""
+    try:
+        names = sorted(path.name for path in sysroot.keychain.iterdir() if path.suffix == ".der")
+    except OSError:
+        return []
+    result: list[dict[str, object]] = []
+    for name in names:
+        try:
+            data = read_bytes(sysroot.keychain / name, _CERTIFICATE_LIMIT)
+        except (OSError, FreeholdError):
+            continue
+        role, _, label = name.removesuffix(".der").partition("-")
+        result.append({"name": label, "role": role, "sha256": hashlib.sha256(data).hexdigest()})
+    return result
+
+
+def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
+    """The lock as enforced now, and what the owner should know about it."""
+    boot = sysroot.boot_record()
+    intent = boot.get("intent")
+    intent = intent if isinstance(intent, dict) else {}
+    mode = sysroot.mode()
+    messages: list[str] = []
+    recorded = boot.get("messages")
+    if isinstance(recorded, list):
+        messages += [str(message)[:500] for message in recorded[:20]]
+    if intent.get("state") == "invalid":
+        messages.append("the standing intent is not valid: this machine locks itself until it is replaced")
+    wanted = intent.get("lock") if intent.get("state") == "valid" else None
+    if wanted in ("audit", "locked") and mode == "open":
+        messages.append(f"the intent says {wanted}, but no guard enforces it")
+    lock: dict[str, object] = {
+        "state": mode,
+        "secure_boot": sysroot.secure_boot(),
+        "keychain": keychain_of(sysroot),
+        "emergency_ssh": False,
+        "tier": str(intent.get("tier", "privileged")),
+        "since": intent.get("since"),
+    }
+    return lock, messages
+
+
+def _row(deployment: Deployment, booted: str, entry: loader.Entry | None, staged: bool) -> dict[str, object]:
+    manifest = deployment.manifest
+    return {
+        "id": deployment.id,
+        "version": manifest.version,
+        "commit": manifest.commit,
+        "image_digest": manifest.image_digest,
+        "booted": deployment.id == booted,
+        "staged": staged,
+        "pinned": deployment.pinned,
+        "health": entry.state if entry is not None else "unknown",
+        "base_version": manifest.version,
+        "packages": [],
+        "overrides": [],
+        "signer": deployment.signer or None,
+    }
+
+
+def gather(sysroot: Sysroot) -> dict[str, object]:
+    """The whole status as ``freehold-status-1``."""
+    booted = sysroot.booted()[:16]
+    entries = entries_of(sysroot)
+    # The boot loader takes the first; of two names of one deployment the first counts.
+    states: dict[str, loader.Entry] = {}
+    for entry in entries:
+        states.setdefault(entry.id, entry)
+    first = entries[0].id if entries else booted
+    rows = [
+        _row(deployment, booted, states.get(deployment.id), deployment.id == first != booted)
+        for deployment in sysroot.all_deployments()
+        # Without an entry it cannot boot: a download that waits. The running one is always shown.
+        if deployment.id in states or deployment.id == booted or not entries
+    ]
+    lock, messages = lock_of(sysroot)
+    return {
+        "schema": SCHEMA,
+        "booted": booted or None,
+        "deployments": rows,
+        "lock": lock,
+        "update": _update(sysroot, str(lock["state"]), booted, {str(row["id"]) for row in rows if row["staged"]}),
+        "messages": messages,
+    }
+
+
+def _update(sysroot: Sysroot, mode: str, booted: str, staged: set[str]) -> dict[str, object]:
+    seen = read_json(sysroot.state / "update.json")
+    source = sysroot.update_file(mode)
+    stream = None if source is None else stream_shown(read_text(source, STREAM_LIMIT))
+    available = seen.get("available")
+    if not isinstance(available, dict) or available.get("id") == booted:
+        available = None
+    state = "staged" if staged else "available" if available else "idle"
+    if stream is None:
+        state = "unconfigured"
+    return {"stream": stream, "state": state, "last_check": seen.get("last_check"), "available": available}
+
+
+def status(sysroot: Sysroot) -> Report:
+    """The report of ``freehold status``."""
+    data = gather(sysroot)
+    return Report(data, text(data))
+
+
+def text(data: dict[str, object]) -> str:
+    """``data`` of :func:`gather` for people: short, the next step last."""
+    rows = [row for row in _list(data["deployments"]) if isinstance(row, dict)]
+    lock = data["lock"] if isinstance(data["lock"], dict) else {}
+    update = data["update"] if isinstance(data["update"], dict) else {}
+    lines: list[str] = []
+    for row in rows:
+        mark = "*" if row["booted"] else ">" if row["staged"] else " "
+        words = [word for word in ("booted", "staged", "pinned") if row[word]]
+        if row["health"] not in ("good", "unknown"):
+            words.append(str(row["health"]))
+        signer = f"  signed by {row['signer']}" if row["signer"] else ""
+        lines.append(f"{mark} {row['version']}  {row['id']}  {', '.join(words)}{signer}".rstrip())
+    if not data["booted"]:
+        lines.append("This machine does not run a Freehold deployment.")
+    secure = "on" if lock.get("secure_boot") else "off"
+    since = f" since {when(lock.get('since'))}" if isinstance(lock.get("since"), int) else ""
+    lines.append(f"Lock: {lock.get('state')}{since}; Secure Boot {secure}; {len(_list(lock.get('keychain')))} keys")
+    stream = update.get("stream")
+    checked = update.get("last_check")
+    known = f", last check {when(checked)}" if isinstance(checked, int) else ", never checked"
+    lines.append(f"Updates: stream {stream}{known}" if stream else "Updates: no server configured")
+    lines += [f"! {message}" for message in _list(data["messages"])]
+    lines.append(_next_step(data, rows, update))
+    return "\n".join(lines) + "\n"
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _next_step(data: dict[str, object], rows: list[dict[str, object]], update: dict[str, object]) -> str:
+    staged = next((row for row in rows if row["staged"]), None)
+    available = update.get("available")
+    if staged is not None:
+        return f"Next: reboot into {staged['version']} (or `freehold rollback` to stay)."
+    if isinstance(available, dict):
+        return f"Next: `freehold upgrade` brings {available.get('version')}."
+    if not data["booted"]:
+        return "Next: `freehold vm start` runs one."
+    return "Next: nothing to do; `freehold upgrade --check` asks the server."
+
+
+def when(seconds: object) -> str:
+    """``seconds`` since 1970 for people, in UTC; "unknown" for anything else."""
+    if not isinstance(seconds, int):
+        return "unknown"
+    try:
+        return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    except (OverflowError, OSError, ValueError):
+        return "unknown"

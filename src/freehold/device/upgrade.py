@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transactions of ``freehold upgrade``, ``rollback`` and ``cleanup``, and what they report."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from freehold import atomic
+from freehold.device import loader, prune, stage
+from freehold.device.sysroot import Sysroot, UpdateConfig, record
+from freehold.errors import EXIT_DONE, EXIT_UNCHANGED
+from freehold.monitor import Monitor, step
+from freehold.report import Report
+from freehold.update.manifest import Difference, Manifest, difference
+
+SCHEMA = "freehold-upgrade-1"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How far ``upgrade`` goes: ``check``, ``preview``, ``download`` or ``stage``, then whether to reboot."""
+
+    until: str = "stage"
+    reboot: bool = False
+    unchanged_exit_77: bool = False
+
+
+def upgrade(sysroot: Sysroot, options: Options, monitor: Monitor) -> Report:
+    """Bring the configured stream's release onto the machine, as far as ``options`` say.
+
+    Raises :class:`VerificationError` for a release that may not be installed, :class:`BusyError` while
+    another command changes deployments, :class:`FreeholdError` when something cannot be had; the machine is
+    then unchanged.
+    """
+    sysroot.booted_id()
+    config = sysroot.update_config(sysroot.mode())
+    if options.until in ("check", "preview"):
+        return _upgrade(sysroot, config, options, monitor)
+    with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
+        return _upgrade(sysroot, config, options, monitor)
+
+
+def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: Monitor) -> Report:
+    running = stage.running_manifest(sysroot).manifest
+    with step(monitor, "asking the update server"):
+        offer = stage.look(sysroot, config)
+    offered = offer.manifest
+    entries = stage.ensure_esp(sysroot)
+    judgement = stage.judge(offered, running, entries)
+    fresh = judgement.verdict == "new"
+    # An ordinary user may ask, but not leave a note.
+    with contextlib.suppress(PermissionError):
+        stage.remember(sysroot, config, offered if fresh else None)
+    data: dict[str, object] = {
+        "schema": SCHEMA,
+        "verdict": judgement.verdict,
+        "running": {"version": running.version, "id": running.id},
+        "offered": {"version": offered.version, "id": offered.id, "timestamp": offered.timestamp},
+        "signer": offer.signer,
+        "stream": config.stream,
+        "staged": judgement.verdict == "staged",
+        "downloaded": False,
+    }
+    if options.until == "preview":
+        changes = difference(running, offered)
+        data["packages"] = {
+            "added": [list(row) for row in changes.added],
+            "removed": [list(row) for row in changes.removed],
+            "changed": [list(row) for row in changes.changed],
+        }
+        return Report(data, _preview(running, offered, changes), _status(fresh, options))
+    if not fresh:
+        if judgement.verdict == "staged" and options.reboot:
+            _reboot()
+        return Report(data, f"Nothing to do: {judgement.reason}.\n", _status(fresh, options))
+    if options.until == "check":
+        return Report(data, f"{offered.version} is available; `freehold upgrade` installs it.\n")
+    stage.download(sysroot, offer, config, monitor)
+    data["downloaded"] = True
+    if options.until == "download":
+        return Report(data, f"{offered.version} is downloaded; `freehold upgrade` makes it the next to boot.\n")
+    with step(monitor, "staging"):
+        stage.commit(sysroot, offered)
+        stage.remember(sysroot, config, None)
+    data["staged"] = True
+    if options.reboot:
+        _reboot()
+    return Report(data, f"{offered.version} is staged and boots next; `systemctl reboot` switches to it.\n")
+
+
+def rollback(sysroot: Sysroot, monitor: Monitor, *, reboot: bool = False) -> Report:
+    """Make the previous deployment boot next (or undo a change that waits for the reboot)."""
+    booted = sysroot.booted_id()
+    with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
+        switch = loader.plan_rollback(stage.ensure_esp(sysroot), booted)
+        with step(monitor, "switching"):
+            loader.apply(sysroot.esp, switch)
+        record(sysroot, "rollback", id=switch.chosen.id, version=switch.chosen.version)
+    if reboot:
+        _reboot()
+    moved = [loader.parse(old) for old, _ in switch.renames]
+    aside = [entry.version for entry in moved if entry is not None and entry.id != switch.chosen.id]
+    data: dict[str, object] = {
+        "schema": "freehold-rollback-1",
+        "next": {"version": switch.chosen.version, "id": switch.chosen.id},
+        "set_aside": aside,
+    }
+    again = "; `freehold rollback` again leads back" if aside else ""
+    if switch.chosen.id == booted:
+        kept = f" ({', '.join(aside)} is set aside)" if aside else ""
+        return Report(data, f"The running {switch.chosen.version} boots next again{kept}.\n")
+    return Report(data, f"{switch.chosen.version} boots next; `systemctl reboot` switches to it{again}.\n")
+
+
+def cleanup(sysroot: Sysroot, monitor: Monitor) -> Report:
+    """Remove deployments that are neither running, next, pinned, nor the one to go back to."""
+    with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
+        stage.ensure_esp(sysroot)
+        before = prune.free_bytes(sysroot.root)
+        gone = prune.cleanup(sysroot, monitor)
+        freed = max(0, prune.free_bytes(sysroot.root) - before)
+    data: dict[str, object] = {"schema": "freehold-cleanup-1", "removed": gone, "bytes": freed}
+    return Report(data, f"Removed {len(gone)} deployments, {freed >> 20} MiB.\n" if gone else "Nothing to remove.\n")
+
+
+def _status(fresh: bool, options: Options) -> int:
+    return EXIT_UNCHANGED if options.unchanged_exit_77 and not fresh else EXIT_DONE
+
+
+def _reboot() -> None:
+    from freehold.run import run
+
+    run(["systemctl", "reboot"], timeout=60)
+
+
+def _preview(running: Manifest, offered: Manifest, changes: Difference) -> str:
+    lines = [f"{running.version} -> {offered.version}"]
+    lines += [f"  ~ {name} {old} -> {new}" for name, old, new in changes.changed]
+    lines += [f"  + {name} {version}" for name, version in changes.added]
+    lines += [f"  - {name} {version}" for name, version in changes.removed]
+    if len(lines) == 1:
+        lines.append("  no package differs")
+    return "\n".join(lines) + "\n"

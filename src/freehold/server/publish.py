@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``freehold publish``: a release becomes static files that any web server can carry.
+
+Order: objects, then the release's files, then the stream's pointer, so that whoever reads the pointer finds all it
+leads to. Running it again is harmless and completes what was interrupted. Published releases never change.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from freehold import atomic
+from freehold.errors import InputError
+from freehold.monitor import Monitor, step
+from freehold.run import Argument, Completed
+from freehold.update.manifest import (
+    MANIFEST_LIMIT,
+    SIGNATURE_LIMIT,
+    STREAM_LIMIT,
+    Manifest,
+    Stream,
+    parse_manifest,
+    parse_stream,
+    serialize_stream,
+    sha256,
+    stream_valid,
+)
+
+FILES = ("manifest.json", "manifest.json.sig", "image", "uki.efi")
+#: Objects are compressed once, on the publisher's machine; level 1 is nearly as small and much faster.
+ZLIB_LEVEL = 1
+
+
+class Runner(Protocol):
+    """Runs a command of the tools tree; ``binds`` are visible and writable inside under their own paths."""
+
+    def __call__(self, command: Sequence[Argument], /, *, binds: Sequence[Path] = ()) -> Completed:
+        """As :meth:`freehold.build.tools.Tools.run`."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A sealed release in a builder's store, checked: its files are what its manifest says."""
+
+    directory: Path
+    manifest: Manifest
+    manifest_bytes: bytes
+
+
+@dataclass(frozen=True)
+class Published:
+    """What :func:`publish` did."""
+
+    version: str
+    stream: str
+    changed: bool
+
+
+def load_release(directory: Path) -> Release:
+    """Read and check the release in ``directory``; :class:`InputError` lists what is wrong with it."""
+    from freehold.keys.verity import digest_file
+
+    missing = [name for name in FILES if not (directory / name).is_file()]
+    if missing:
+        raise InputError(f"{directory} is not a release: {', '.join(missing)} missing")
+    data = _read(directory / "manifest.json", MANIFEST_LIMIT)
+    manifest = parse_manifest(data)
+    faults: list[str] = []
+    if (directory / "image").stat().st_size != manifest.image_size:
+        faults.append(f"image: not {manifest.image_size} bytes")
+    elif digest_file(directory / "image").hex() != manifest.image_digest:
+        faults.append("image: another digest than the manifest says")
+    if sha256(_read(directory / "uki.efi", manifest.uki.size)) != manifest.uki.sha256:
+        faults.append("uki.efi: another digest than the manifest says")
+    if not 0 < (directory / "manifest.json.sig").stat().st_size <= SIGNATURE_LIMIT:
+        faults.append("manifest.json.sig: not a signature")
+    if faults:
+        raise InputError(f"the release in {directory} is damaged: {faults[0]}", faults=faults, hint="build it again")
+    return Release(directory, manifest, data)
+
+
+def publish(
+    release: Release,
+    target: Path,
+    *,
+    stream: str,
+    repo: Path,
+    sign: Callable[[bytes], bytes],
+    runner: Runner,
+    monitor: Monitor,
+) -> Published:
+    """Publish ``release`` (its content in the ostree repository ``repo``) to the directory ``target``.
+
+    ``sign`` makes the raw signature of role release. Raises :class:`InputError` when the stream is ahead, or when
+    another release was published under this version; :class:`BusyError` during another publish.
+    """
+    if not stream_valid(stream):
+        raise InputError(f"{stream[:80]!r} is not a stream's name", hint="lower-case letters, digits and ._-")
+    for directory in (target / "streams", target / "releases"):
+        directory.mkdir(parents=True, exist_ok=True)
+    target = target.absolute()
+    with atomic.exclusive(target / ".publish.lock", "the published directory"):
+        pointer, changed = _pointer(release, target, stream)
+        with step(monitor, "publishing content"):
+            _objects(release.manifest.commit, repo.absolute(), target / "repo", runner)
+        with step(monitor, "publishing release"):
+            changed |= _files(release, target / "releases" / release.manifest.version)
+        with step(monitor, "publishing stream"):
+            changed |= _write_pointer(target / "streams" / f"{stream}.json", pointer, sign(pointer))
+    return Published(release.manifest.version, stream, changed)
+
+
+def _pointer(release: Release, target: Path, stream: str) -> tuple[bytes, bool]:
+    """The pointer's bytes (those published already when they say the same), and whether they are new."""
+    manifest, digest = release.manifest, sha256(release.manifest_bytes)
+    path = target / "streams" / f"{stream}.json"
+    if path.is_file():
+        data = _read(path, STREAM_LIMIT)
+        standing = parse_stream(data)
+        if (standing.version, standing.manifest_sha256) == (manifest.version, digest):
+            return data, False
+        ahead = target / "releases" / standing.version / "manifest.json"
+        if ahead.is_file():
+            other = parse_manifest(_read(ahead, MANIFEST_LIMIT))
+            if other.timestamp >= manifest.timestamp:
+                raise InputError(
+                    f"the stream {stream} is at {other.version}, which is not older than {manifest.version}",
+                    hint="devices refuse to go back; build a newer release, or publish to another stream",
+                )
+    return serialize_stream(Stream(stream, manifest.version, digest, int(time.time()))), True
+
+
+def _objects(commit: str, source: Path, repo: Path, runner: Runner) -> None:
+    binds = (source, repo.parent)
+    if not (repo / "config").is_file():
+        runner(["ostree", f"--repo={repo}", "init", "--mode=archive"], binds=binds)
+        runner(["ostree", f"--repo={repo}", "config", "set", "archive.zlib-level", str(ZLIB_LEVEL)], binds=binds)
+    runner(["ostree", f"--repo={repo}", "pull-local", source, commit], binds=binds)
+    # A ref keeps the commit when somebody prunes the published repository.
+    runner(["ostree", f"--repo={repo}", "refs", "--force", f"--create=releases/{commit}", commit], binds=binds)
+
+
+def _files(release: Release, directory: Path) -> bool:
+    if directory.is_dir():
+        for name in FILES:
+            if sha256((directory / name).read_bytes()) != sha256((release.directory / name).read_bytes()):
+                raise InputError(
+                    f"another release was published as {release.manifest.version} ({directory / name} differs)",
+                    hint="published releases never change: build with a higher version",
+                )
+        return False
+    temporary = directory.with_name(f"{atomic.TEMPORARY_PREFIX}{directory.name}")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir()
+    for name in FILES:
+        shutil.copyfile(release.directory / name, temporary / name)
+        (temporary / name).chmod(0o644)
+        _flush(temporary / name)
+    atomic.fsync_directory(temporary)
+    atomic.publish(temporary, directory)
+    return True
+
+
+def _write_pointer(path: Path, data: bytes, signature: bytes) -> bool:
+    signed = path.with_name(f"{path.name}.sig")
+    # The signature is compared too: an interrupted run may have replaced only one of the two.
+    if path.is_file() and signed.is_file() and path.read_bytes() == data and signed.read_bytes() == signature:
+        return False
+    atomic.write(path, data)
+    atomic.write(signed, signature)
+    return True
+
+
+def _flush(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as source:
+        data = source.read(limit + 1)
+    if len(data) > limit:
+        raise InputError(f"{path} is larger than {limit} bytes")
+    return data

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Release manifests and stream pointers: parsing and writing, no I/O (docs/release-format.md).
+
+A manifest names everything a release consists of; one signature over its bytes covers all of it. A stream
+pointer names the newest release of a stream. Both are JSON with sorted keys and no spaces. Parsing is
+strict about what it reads (types, ranges, duplicate keys) and ignores keys that it does not know, so
+that a newer builder can say more without stranding older machines. The values are named tuples rather than data
+classes, whose import alone is a tenth of the time that ``freehold status`` may take.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from freehold.errors import InputError
+
+MANIFEST_FORMAT = "freehold-release-1"
+STREAM_FORMAT = "freehold-stream-1"
+#: Sizes in bytes above which a document is refused unread.
+MANIFEST_LIMIT = 4 << 20
+STREAM_LIMIT = 64 << 10
+SIGNATURE_LIMIT = 512
+#: Metadata images and UKIs larger than this are a mistake or an attack on the disk.
+IMAGE_LIMIT = 1 << 30
+UKI_LIMIT = 512 << 20
+#: Hex digits of the image digest that make a deployment's id.
+ID_LENGTH = 16
+_NUMBER_LIMIT = 2**53
+_PACKAGES_LIMIT = 50_000
+
+_HEX64 = re.compile(r"[0-9a-f]{64}\Z")
+#: No "+", which begins the boot counter in file names on the ESP; nothing that FAT refuses.
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^_-]{0,63}\Z")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+_WORD = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~:_-]{0,127}\Z")
+_FILE = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~^_-]{0,127}\Z")
+
+
+class Uki(NamedTuple):
+    """The unified kernel image of a release: file name, sha256 (hex) and size in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+class Manifest(NamedTuple):
+    """What one release consists of. ``timestamp`` in seconds since 1970; sizes in bytes; digests in hex."""
+
+    name: str
+    version: str
+    commit: str
+    image_digest: str
+    image_size: int
+    uki: Uki
+    timestamp: int
+    architecture: str
+    kernel: str
+    suite: str
+    pockets: tuple[str, ...] = ()
+    packages: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The deployment id: the first 16 hex digits of the image digest."""
+        return self.image_digest[:ID_LENGTH]
+
+
+class Stream(NamedTuple):
+    """Which release a stream points to; ``manifest_sha256`` in hex, ``timestamp`` in seconds since 1970."""
+
+    stream: str
+    version: str
+    manifest_sha256: str
+    timestamp: int
+
+
+def canonical(value: object) -> bytes:
+    """``value`` as canonical JSON: UTF-8, sorted keys, no spaces, no newline at the end."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of ``data`` in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def version_valid(version: str) -> bool:
+    """Whether ``version`` may name a release."""
+    return bool(_VERSION.match(version)) and ".." not in version
+
+
+def stream_valid(stream: str) -> bool:
+    """Whether ``stream`` may name a stream."""
+    return bool(_NAME.match(stream)) and ".." not in stream
+
+
+def serialize_manifest(manifest: Manifest) -> bytes:
+    """The bytes to sign and to publish."""
+    return canonical(
+        {
+            "format": MANIFEST_FORMAT,
+            "name": manifest.name,
+            "version": manifest.version,
+            "commit": manifest.commit,
+            "image_digest": manifest.image_digest,
+            "image_size": manifest.image_size,
+            "uki": {"name": manifest.uki.name, "sha256": manifest.uki.sha256, "size": manifest.uki.size},
+            "timestamp": manifest.timestamp,
+            "architecture": manifest.architecture,
+            "kernel": manifest.kernel,
+            "suite": manifest.suite,
+            "pockets": list(manifest.pockets),
+            "packages": [list(package) for package in sorted(manifest.packages)],
+        }
+    )
+
+
+def serialize_stream(stream: Stream) -> bytes:
+    """The bytes to sign and to publish."""
+    return canonical(
+        {
+            "format": STREAM_FORMAT,
+            "stream": stream.stream,
+            "version": stream.version,
+            "manifest_sha256": stream.manifest_sha256,
+            "timestamp": stream.timestamp,
+        }
+    )
+
+
+class _Reader:
+    """Takes typed values out of a JSON object and collects every fault."""
+
+    def __init__(self, what: str, fields: Mapping[str, object]) -> None:
+        self.what = what
+        self.fields = fields
+        self.faults: list[str] = []
+
+    def text(self, key: str, pattern: re.Pattern[str], *, meaning: str) -> str:
+        value = self.fields.get(key)
+        if isinstance(value, str) and pattern.match(value) and ".." not in value:
+            return value
+        self.faults.append(f"{key}: {meaning} expected")
+        return ""
+
+    def number(self, key: str, low: int, high: int) -> int:
+        value = self.fields.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        self.faults.append(f"{key}: a number from {low} to {high} expected")
+        return low
+
+    def finish(self) -> None:
+        if self.faults:
+            raise InputError(f"the {self.what} is not valid: {self.faults[0]}", faults=self.faults)
+
+
+def _unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for key, value in pairs:
+        if key in result:
+            # Two readers may pick different ones: what was signed must mean one thing.
+            raise ValueError("a key occurs twice")
+        result[key] = value
+    return result
+
+
+def _constant(name: str) -> object:
+    raise ValueError(f"{name} is not a number")
+
+
+def _load(data: bytes, what: str, limit: int, wanted: str) -> _Reader:
+    if len(data) > limit:
+        raise InputError(f"the {what} is larger than {limit} bytes")
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_constant)
+    except (ValueError, RecursionError):
+        raise InputError(f"the {what} is not JSON") from None
+    if not isinstance(value, dict):
+        raise InputError(f"the {what} is not a JSON object")
+    if value.get("format") != wanted:
+        found = str(value.get("format"))[:40]
+        raise InputError(f"the {what} has the format {found!r}, this version reads {wanted!r}")
+    return _Reader(what, value)
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read manifest bytes; :class:`InputError` lists every fault."""
+    reader = _load(data, "release manifest", MANIFEST_LIMIT, MANIFEST_FORMAT)
+    nested = reader.fields.get("uki")
+    uki = _Reader("uki", nested if isinstance(nested, dict) else {})
+    result = Manifest(
+        name=reader.text("name", _NAME, meaning="a name"),
+        version=reader.text("version", _VERSION, meaning="a version (letters, digits and .~^_-)"),
+        commit=reader.text("commit", _HEX64, meaning="64 hex digits"),
+        image_digest=reader.text("image_digest", _HEX64, meaning="64 hex digits"),
+        image_size=reader.number("image_size", 1, IMAGE_LIMIT),
+        uki=Uki(
+            name=uki.text("name", _FILE, meaning="a file name"),
+            sha256=uki.text("sha256", _HEX64, meaning="64 hex digits"),
+            size=uki.number("size", 1, UKI_LIMIT),
+        ),
+        timestamp=reader.number("timestamp", 1, _NUMBER_LIMIT),
+        architecture=reader.text("architecture", _WORD, meaning="an architecture"),
+        kernel=reader.text("kernel", _WORD, meaning="a kernel version"),
+        suite=reader.text("suite", _WORD, meaning="a suite"),
+        pockets=_words(reader, "pockets"),
+        packages=_packages(reader),
+    )
+    reader.faults.extend(f"uki.{fault}" for fault in uki.faults)
+    reader.finish()
+    return result
+
+
+def parse_stream(data: bytes) -> Stream:
+    """Read a stream pointer's bytes; :class:`InputError` lists every fault."""
+    reader = _load(data, "stream pointer", STREAM_LIMIT, STREAM_FORMAT)
+    result = Stream(
+        stream=reader.text("stream", _NAME, meaning="a name"),
+        version=reader.text("version", _VERSION, meaning="a version (letters, digits and .~^_-)"),
+        manifest_sha256=reader.text("manifest_sha256", _HEX64, meaning="64 hex digits"),
+        timestamp=reader.number("timestamp", 1, _NUMBER_LIMIT),
+    )
+    reader.finish()
+    return result
+
+
+def _words(reader: _Reader, key: str) -> tuple[str, ...]:
+    value = reader.fields.get(key, [])
+    if isinstance(value, list) and len(value) <= 64 and all(isinstance(w, str) and _WORD.match(w) for w in value):
+        return tuple(value)
+    reader.faults.append(f"{key}: a list of words expected")
+    return ()
+
+
+def _packages(reader: _Reader) -> tuple[tuple[str, str, str], ...]:
+    value = reader.fields.get("packages", [])
+    result: list[tuple[str, str, str]] = []
+    if isinstance(value, list) and len(value) <= _PACKAGES_LIMIT:
+        for row in value:
+            if not isinstance(row, list) or len(row) != 3:
+                break
+            if not all(isinstance(word, str) and _WORD.match(word) for word in row):
+                break
+            result.append((row[0], row[1], row[2]))
+        else:
+            return tuple(result)
+    reader.faults.append("packages: a list of [name, version, architecture] expected")
+    return ()
+
+
+class Difference(NamedTuple):
+    """Packages that two releases do not share: rows of (name, old version, new version)."""
+
+    added: tuple[tuple[str, str], ...]
+    removed: tuple[tuple[str, str], ...]
+    changed: tuple[tuple[str, str, str], ...]
+
+
+def difference(old: Manifest, new: Manifest) -> Difference:
+    """Which packages go, come and change between ``old`` and ``new``."""
+    before = {(name, arch): version for name, version, arch in old.packages}
+    after = {(name, arch): version for name, version, arch in new.packages}
+    return Difference(
+        added=tuple((key[0], after[key]) for key in sorted(after.keys() - before.keys())),
+        removed=tuple((key[0], before[key]) for key in sorted(before.keys() - after.keys())),
+        changed=tuple(
+            (key[0], before[key], after[key])
+            for key in sorted(before.keys() & after.keys())
+            if before[key] != after[key]
+        ),
+    )

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests and stream pointers: round trips, and everything a hostile or older builder may write."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lab_release import manifest
+
+from freehold.errors import InputError
+from freehold.update.manifest import (
+    MANIFEST_LIMIT,
+    STREAM_LIMIT,
+    Stream,
+    canonical,
+    difference,
+    parse_manifest,
+    parse_stream,
+    serialize_manifest,
+    serialize_stream,
+)
+
+GOOD, _, _ = manifest("1.0", 1000)
+
+
+def fields() -> dict[str, object]:
+    value = json.loads(serialize_manifest(GOOD))
+    assert isinstance(value, dict)
+    return value
+
+
+def test_round_trip() -> None:
+    assert parse_manifest(serialize_manifest(GOOD)) == GOOD
+    stream = Stream("stable", "1.0", "ab" * 32, 7)
+    assert parse_stream(serialize_stream(stream)) == stream
+
+
+def test_canonical_form_is_pinned() -> None:
+    assert canonical({"b": [1, "é"], "a": {}}) == b'{"a":{},"b":[1,"\xc3\xa9"]}'
+    assert serialize_stream(Stream("s", "1", "0" * 64, 7)) == (
+        b'{"format":"freehold-stream-1","manifest_sha256":"'
+        + b"0" * 64
+        + b'","stream":"s","timestamp":7,"version":"1"}'
+    )
+
+
+def test_id_is_the_beginning_of_the_image_digest() -> None:
+    assert GOOD.id == GOOD.image_digest[:16]
+
+
+def test_unknown_keys_are_ignored() -> None:
+    assert parse_manifest(canonical({**fields(), "later": {"x": 1}})) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "UPPER"),
+        ("name", ""),
+        ("version", "1+2"),
+        ("version", "../1"),
+        ("version", "1/2"),
+        ("version", "a..b"),
+        ("version", "x" * 65),
+        ("version", "1\n"),
+        ("commit", "c" * 63),
+        ("commit", "C" * 64),
+        ("image_digest", 5),
+        ("image_size", 0),
+        ("image_size", -1),
+        ("image_size", 1 << 40),
+        ("image_size", 1.5),
+        ("image_size", True),
+        ("timestamp", 0),
+        ("timestamp", 2**60),
+        ("uki", []),
+        ("uki", {"name": "../x", "sha256": "a" * 64, "size": 1}),
+        ("uki", {"name": "x", "sha256": "a" * 64, "size": 1 << 40}),
+        ("packages", [["a", "b"]]),
+        ("packages", [["a", "b", 1]]),
+        ("packages", "all"),
+        ("pockets", [" "]),
+        ("architecture", None),
+    ],
+)
+def test_faults_are_named(key: str, value: object) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_manifest(canonical({**fields(), key: value}))
+    assert caught.value.faults
+    assert all(fault.startswith(key) for fault in caught.value.faults)
+
+
+def test_all_faults_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        parse_manifest(canonical({"format": "freehold-release-1"}))
+    assert len(caught.value.faults) >= 10
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"[" * 50_000,
+        b'{"format":"freehold-stream-1","format":"freehold-stream-1"}',
+        b'{"format":"freehold-stream-1","timestamp":NaN}',
+        b'{"format":"freehold-stream-1","timestamp":' + b"9" * 5000 + b"}",
+        b'{"format":"freehold-stream-2"}',
+        b" " * (STREAM_LIMIT + 1),
+    ],
+)
+def test_garbage_is_one_error(data: bytes) -> None:
+    with pytest.raises(InputError):
+        parse_stream(data)
+
+
+def test_manifest_size_limit() -> None:
+    with pytest.raises(InputError, match="larger"):
+        parse_manifest(serialize_manifest(GOOD) + b" " * MANIFEST_LIMIT)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_value_or_an_input_error(data: bytes) -> None:
+    try:
+        parse_manifest(data)
+    except InputError:
+        return
+    pytest.fail("random bytes became a manifest")
+
+
+def test_difference() -> None:
+    new = GOOD._replace(packages=(("base-files", "2.0", "amd64"), ("fish", "4.0", "amd64")))
+    result = difference(GOOD, new)
+    assert result.added == (("fish", "4.0"),)
+    assert result.removed == (("bash", "5.2"),)
+    assert result.changed == (("base-files", "1.0", "2.0"),)

@@ -1,0 +1,44 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Builds the laboratory inside the tools tree: build.sh GUARD_OUT KERNEL_TREE WORK
+# Leaves WORK/initrd and WORK/disk. Keys are made here and forgotten.
+set -eu
+out=$1 kernel=$2 work=$3
+here=$(dirname "$0")
+rm -rf "$work/root"
+mkdir -p "$work/root/seal" "$work/root/empty" "$work/root/root" "$work/root/modules"
+cd "$work/root/seal"
+mkdir -p usr/bin usr/lib/place usr/lib/x86_64-linux-gnu lib64 etc dev proc sys tmp sysroot mnt signed
+ln -s usr/lib lib
+echo x >etc/file
+cd - >/dev/null
+seal=$work/root/seal
+gcc -O1 -g -Wall -Wextra -Werror -static -I"$out" "$here/lab.c" "$out/guard.o" -o "$seal/usr/bin/lab" -lbpf -lelf -lz -lzstd
+strip "$seal/usr/bin/lab"
+gcc -O1 "$here/dyn.c" -o "$seal/usr/bin/dyn"
+gcc -O1 -DEVIL -shared -fPIC "$here/dyn.c" -o "$seal/usr/lib/evil.so"
+cp "$seal/usr/bin/lab" "$seal/usr/bin/jit"
+cp "$out/guardctl" "$seal/usr/bin/"
+printf '#!/usr/bin/lab ok\n' >"$seal/usr/bin/script"
+chmod 755 "$seal/usr/bin/script"
+libraries=$(ldd /usr/bin/python3.13 /usr/lib/python3.13/lib-dynload/_ctypes.*.so /usr/bin/true | awk '$3 ~ "^/" {print $3}' | sort -u)
+for library in $libraries; do cp -L "$library" "$seal/usr/lib/x86_64-linux-gnu/"; done
+cp -L /lib64/ld-linux-x86-64.so.2 "$seal/lib64/"
+cp /usr/bin/python3.13 "$seal/usr/bin/"
+mkdir -p "$seal/usr/lib/python3.13/lib-dynload"
+cp /usr/lib/python3.13/*.py "$seal/usr/lib/python3.13/"
+for part in encodings collections ctypes importlib re; do cp -r "/usr/lib/python3.13/$part" "$seal/usr/lib/python3.13/"; done
+cp /usr/lib/python3.13/lib-dynload/_ctypes.*.so /usr/lib/python3.13/lib-dynload/_struct*.so "$seal/usr/lib/python3.13/lib-dynload/" 2>/dev/null ||
+	cp /usr/lib/python3.13/lib-dynload/_ctypes.*.so "$seal/usr/lib/python3.13/lib-dynload/"
+for module in fs/overlayfs/overlay drivers/block/virtio_blk; do
+	cp "$kernel"/usr/lib/modules/*/kernel/$module.ko.xz "$work/root/modules/"
+done
+cp "$work/root/modules/overlay.ko.xz" "$seal/usr/lib/"
+openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=lab -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
+openssl x509 -in "$work/cert.pem" -outform der -out "$seal/usr/lib/cert.der"
+fsverity sign "$seal/usr/bin/lab" "$seal/usr/lib/lab.sig" --key="$work/key.pem" --cert="$work/cert.pem" >/dev/null
+rm "$work/key.pem"
+cp "$seal/usr/bin/lab" "$work/root/init"
+(cd "$work/root" && find . | LC_ALL=C sort | cpio -o -H newc --quiet >"$work/initrd")
+rm -f "$work/disk"
+mkfs.ext4 -q -b 4096 -O verity "$work/disk" 32M

@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The guard's laboratory: PID 1 of a small guest. It builds a sealed overlay, loads the guard, moves into the overlay
+ * as a real machine does, and plays one list of checks three times: open (the controls), audit, locked.
+ * Each result is one line on the console, `@@ {"mode":…,"check":…,"got":ERRNO}`; the test knows what to expect.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
+#include <linux/capability.h>
+#include <linux/fs.h>
+#include <linux/fsverity.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/personality.h>
+#include <sys/ptrace.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../../../bpf/guard.h"
+#include "../../../early/guard.h"
+
+#define LAB "/usr/bin/lab"
+#define PINS "/sys/fs/bpf/freehold/"
+
+static const char *const MODES[] = {"open", "audit", "locked"};
+static int phase;
+static pid_t victim; /* a sleeping root process */
+
+/* ---- small tools ---- */
+
+static int ret(long result)
+{
+	return result < 0 ? errno : 0;
+}
+
+static int done(int fd)
+{
+	int error = fd < 0 ? errno : 0;
+
+	if (fd >= 0)
+		close(fd);
+	return error;
+}
+
+static int copy(const char *from, const char *to, mode_t mode)
+{
+	char buffer[65536];
+	int in = open(from, O_RDONLY), out;
+	ssize_t size;
+
+	unlink(to);
+	out = open(to, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	if (in < 0 || out < 0)
+		return errno;
+	while ((size = read(in, buffer, sizeof(buffer))) > 0)
+		if (write(out, buffer, size) != size)
+			return errno;
+	fchmod(out, mode);
+	close(in);
+	close(out);
+	return 0;
+}
+
+static void put(const char *path, const char *text, mode_t mode)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		perror(path);
+	fchmod(fd, mode);
+	close(fd);
+}
+
+static int spawn(char *const argv[], char *const env[])
+{
+	int status;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		execve(argv[0], argv, env);
+		_exit(errno);
+	}
+	waitpid(pid, &status, 0);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+}
+
+#define RUN(...) spawn((char *[]){__VA_ARGS__, NULL}, (char *[]){NULL})
+
+static long bpf(int command, union bpf_attr *attr)
+{
+	return syscall(SYS_bpf, command, attr, sizeof(*attr));
+}
+
+#include "checks.h"
+
+/* ---- the list ---- */
+
+enum who { ROOT, USER, CONTAINER /* root of a user's own user namespace */ };
+
+#define C(name) {#name, name, ROOT}
+#define U(name) {"user_" #name, name, USER}
+#define N(name) {"container_" #name, name, CONTAINER}
+static const struct check {
+	const char *name;
+	int (*run)(void);
+	enum who who;
+} CHECKS[] = {
+	C(exec_unsigned), C(exec_script), C(exec_sealed), C(exec_sealed_script), C(exec_dynamic), C(exec_signed),
+	C(exec_verity_unsigned), C(exec_memfd), C(ld_so_file), C(preload), C(python_ctypes), C(python_callback), C(jit_allowed), C(map_anonymous),
+	C(protect_anonymous), C(map_unsigned), C(map_sealed), C(map_sealed_writable), C(protect_unsigned),
+	C(protect_sealed), C(protect_sealed_writable), C(protect_modified), C(shared_memory_drop), C(module_unsigned),
+	C(module_sealed), C(module_buffer), C(ptrace_init), C(ptrace_root), C(vm_write), C(own_memory_file),
+	C(core_pattern), C(modprobe_path), C(harmless_sysctl), C(ipe_enforce), C(apparmor_remove),
+	C(block_write), C(block_read), C(rawio), C(mount_usr), C(mount_etc), C(mount_tmp), C(bind_etc_file),
+	C(bind_usr_new_interface), C(mount_usr_own_namespace), C(move_a_mount), C(remount_propagation), C(pivot),
+	C(lazy_parent), C(lazy_leaf), C(pin_remove), C(pin_rename), C(bpffs_umount), C(mode_map_write),
+	C(inode_map_write), C(mode_map_read), C(denials_map_write), C(denials_map_read), C(other_map_write), C(load_tracepoint), C(load_socket_filter), C(latch_down), C(owner_read),
+	C(owner_write), C(owner_deep_write), C(owner_truncate), C(owner_create), C(owner_temporary), C(owner_link_in),
+	C(owner_link_out), C(owner_symlink), C(owner_mkdir), C(owner_rmdir), C(owner_mknod), C(owner_unlink),
+	C(owner_rename_in), C(owner_rename_out), C(owner_rename_self), C(owner_chmod), C(owner_chown),
+	C(owner_setxattr), C(owner_removexattr), C(owner_flags), C(owner_through_bind), C(outside_write),
+	U(exec_unsigned), U(exec_script), U(exec_memfd), U(ld_so_file), U(preload), U(map_anonymous), U(map_unsigned),
+	U(protect_modified), U(ptrace_own), U(own_memory_file), U(setuid_unsigned), U(setgid_unsigned),
+	N(exec_unsigned), N(exec_script), N(exec_memfd), N(map_anonymous), N(map_unsigned), N(protect_modified),
+	N(mount_usr_own_namespace), N(ptrace_own),
+};
+
+static int become(enum who who)
+{
+	if (who == ROOT)
+		return 0;
+	if (setgid(1000) || setuid(1000))
+		return 1;
+	/* Dropping privileges makes /proc/self root's; a fresh program is a user's in every respect. */
+	return 0;
+}
+
+/* Runs one check in a process of its own; users' checks in a freshly executed lab, as after a login. */
+static int play(const struct check *check)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		char index[16];
+
+		if (check->who == ROOT)
+			_exit(check->run() & 0xff);
+		snprintf(index, sizeof(index), "%d", (int)(check - CHECKS));
+		if (become(check->who))
+			_exit(98);
+		execl(LAB, "lab", "check", index, MODES[phase], NULL);
+		_exit(97);
+	}
+	waitpid(pid, &status, 0);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+}
+
+static void write_map(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		_exit(96);
+	close(fd);
+}
+
+static int play_here(int index, const char *mode)
+{
+	phase = mode[0] == 'o' ? GUARD_OPEN : mode[0] == 'a' ? GUARD_AUDIT : GUARD_LOCKED;
+	if (CHECKS[index].who == CONTAINER) {
+		if (unshare(CLONE_NEWUSER | CLONE_NEWNS))
+			return 95;
+		write_map("/proc/self/setgroups", "deny");
+		write_map("/proc/self/uid_map", "0 1000 1");
+		write_map("/proc/self/gid_map", "0 1000 1");
+	}
+	return CHECKS[index].run() & 0xff;
+}
+
+static long long now_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000ll + ts.tv_nsec / 1000;
+}
+
+static void guardctl(const char *command, const char *argument)
+{
+	int status;
+	pid_t pid;
+
+	printf("@%s ", argument ? argument : command);
+	fflush(stdout);
+	pid = fork();
+	if (pid == 0) {
+		execl("/usr/bin/guardctl", "guardctl", command, argument, NULL);
+		_exit(90);
+	}
+	waitpid(pid, &status, 0);
+	printf("@exit %s %d\n", argument ? argument : command, WEXITSTATUS(status));
+}
+
+static void play_all(void)
+{
+	long long started;
+
+	victim = fork();
+	if (victim == 0) {
+		pause();
+		_exit(0);
+	}
+	for (size_t i = 0; i < sizeof(CHECKS) / sizeof(CHECKS[0]); i++) {
+		int got = play(&CHECKS[i]);
+
+		printf("@@ {\"mode\":\"%s\",\"check\":\"%s\",\"got\":%d}\n", MODES[phase], CHECKS[i].name, got);
+		fflush(stdout);
+	}
+	kill(victim, SIGKILL);
+	waitpid(victim, NULL, 0);
+	started = now_us();
+	for (int i = 0; i < 200; i++)
+		RUN(LAB, "ok");
+	printf("@time spawn_%s %lld\n", MODES[phase], (now_us() - started) / 200);
+	started = now_us();
+	for (int i = 0; i < 5000; i++)
+		done(open("/tmp/script", O_RDWR));
+	printf("@time open_write_%s %lld\n", MODES[phase], (now_us() - started) / 5); /* ns each */
+	guardctl("status", NULL);
+	guardctl("denials", NULL);
+}
+
+/* What would end the guard if it were let through, so only tried under the lock, last. */
+static void play_fatal(void)
+{
+	struct {
+		const char *name;
+		int got;
+	} tries[] = {
+		{"real_pin_unlink", ret(unlink(PINS "link_guard_exec"))},
+		{"real_pin_directory", ret(rename("/sys/fs/bpf/freehold", "/sys/fs/bpf/x"))},
+		{"real_bpffs_umount", ret(umount2("/sys/fs/bpf", 0))},
+		{"real_bpffs_lazy", ret(umount2("/sys/fs/bpf", MNT_DETACH))},
+		{"real_sys_lazy", ret(umount2("/sys", MNT_DETACH))},
+		{"still_refused", exec_unsigned()},
+	};
+
+	for (size_t i = 0; i < sizeof(tries) / sizeof(tries[0]); i++)
+		printf("@@ {\"mode\":\"locked\",\"check\":\"%s\",\"got\":%d}\n", tries[i].name, tries[i].got);
+}
+
+/* ---- the guest ---- */
+
+static void check_or_stop(int bad, const char *what)
+{
+	if (bad) {
+		printf("@fatal %s: %s\n", what, strerror(errno));
+		fflush(stdout);
+		reboot(RB_POWER_OFF);
+	}
+}
+
+static void must_mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)
+{
+	mkdir(target, 0755);
+	check_or_stop(mount(source, target, type, flags, data), target);
+}
+
+/* As the early boot program does it: sealed tree, guard, move, chroot, init. */
+static void first_stage(void)
+{
+	static const char *const MOVED[] = {"/dev", "/proc", "/sys", "/tmp", "/sysroot", "/mnt", "/signed"};
+	struct guard_config config = {};
+	struct stat st;
+	long long started;
+
+	must_mount("proc", "/proc", "proc", 0, NULL);
+	must_mount("sysfs", "/sys", "sysfs", 0, NULL);
+	must_mount("dev", "/dev", "devtmpfs", 0, NULL);
+	check_or_stop(mount("securityfs", "/sys/kernel/security", "securityfs", 0, NULL), "securityfs");
+	must_mount("tmpfs", "/tmp", "tmpfs", 0, "mode=1777");
+	must_mount("tmpfs", "/sysroot", "tmpfs", 0, NULL);
+	must_mount("tmpfs", "/mnt", "tmpfs", 0, NULL);
+	check_or_stop(module("/modules/overlay.ko.xz"), "overlay module");
+	check_or_stop(module("/modules/virtio_blk.ko.xz"), "virtio_blk module");
+	for (int i = 0; i < 100 && access("/dev/vda", F_OK); i++)
+		usleep(50000);
+	must_mount("/dev/vda", "/signed", "ext4", 0, NULL);
+	must_mount("overlay", "/root", "overlay", 0, "lowerdir=/seal:/empty");
+	mkdir("/sysroot/owner", 0755);
+	check_or_stop(stat("/root", &st), "/root");
+	config.sealed_major = major(st.st_dev);
+	config.sealed_minor = minor(st.st_dev);
+	check_or_stop(stat("/sysroot/owner", &st), "owner");
+	config.owner_major = major(st.st_dev);
+	config.owner_minor = minor(st.st_dev);
+	config.owner_ino = st.st_ino;
+	check_or_stop(stat("/root/usr/bin/jit", &st), "jit");
+	config.jit_inodes[0] = st.st_ino;
+	started = now_us();
+	check_or_stop(guard_load(&config), "guard_load");
+	printf("@time load %lld\n", now_us() - started);
+	for (size_t i = 0; i < sizeof(MOVED) / sizeof(MOVED[0]); i++) {
+		char target[64];
+
+		snprintf(target, sizeof(target), "/root%s", MOVED[i]);
+		check_or_stop(mount(MOVED[i], target, NULL, MS_MOVE, NULL), target);
+	}
+	check_or_stop(chdir("/root") || mount("/root", "/", NULL, MS_MOVE, NULL) || chroot("."), "switch root");
+	execl(LAB, "lab", "second", NULL);
+	check_or_stop(1, LAB);
+}
+
+static int add_key_and_sign(void)
+{
+	char buffer[4096];
+	int fd = open("/usr/lib/cert.der", O_RDONLY), ring = -1, error;
+	ssize_t size = read(fd, buffer, sizeof(buffer));
+	FILE *keys = fopen("/proc/keys", "r");
+	char line[512];
+	struct fsverity_enable_arg arg = {.version = 1, .hash_algorithm = 1, .block_size = 4096};
+
+	close(fd);
+	while (keys && fgets(line, sizeof(line), keys))
+		if (strstr(line, " .fs-verity"))
+			ring = strtol(line, NULL, 16);
+	fclose(keys);
+	if (syscall(SYS_add_key, "asymmetric", "", buffer, size, ring) < 0)
+		return errno;
+	copy(LAB, "/signed/unsigned", 0755);
+	copy(LAB, "/signed/signed", 0755);
+	fd = open("/signed/unsigned", O_RDONLY);
+	error = ret(ioctl(fd, FS_IOC_ENABLE_VERITY, &arg));
+	close(fd);
+	if (error)
+		return error;
+	fd = open("/usr/lib/lab.sig", O_RDONLY);
+	size = read(fd, buffer, sizeof(buffer));
+	close(fd);
+	arg.sig_ptr = (unsigned long)buffer;
+	arg.sig_size = size;
+	fd = open("/signed/signed", O_RDONLY);
+	error = ret(ioctl(fd, FS_IOC_ENABLE_VERITY, &arg));
+	close(fd);
+	return error;
+}
+
+static void second_stage(void)
+{
+	static const char *const PLACES[] = {"/mnt/move", "/mnt/bind", "/mnt/bpf", "/mnt/parent", "/mnt/leaf", "/tmp/place",
+					     OWNER "a", OWNER "a/b", OWNER "a/b/c"};
+	char path[64];
+
+	for (size_t i = 0; i < sizeof(PLACES) / sizeof(PLACES[0]); i++)
+		mkdir(PLACES[i], 0755);
+	for (int i = 0; i < 3; i++) {
+		snprintf(path, sizeof(path), PINS "spare_%s", MODES[i]);
+		mkdir(path, 0700);
+		snprintf(path, sizeof(path), PINS "name_%s", MODES[i]);
+		mkdir(path, 0700);
+	}
+	put("/sysroot/outside", "x", 0600);
+	put(OWNER "file", "x", 0600);
+	put(OWNER "gone", "x", 0600);
+	put(OWNER "a/b/c/file", "x", 0600);
+	mkdir(OWNER "dir", 0700);
+	setxattr(OWNER "file", "trusted.keep", "1", 1, 0);
+	must_mount("tmpfs", "/mnt/move", "tmpfs", 0, NULL);
+	check_or_stop(mount("/sysroot/owner", "/mnt/bind", NULL, MS_BIND, NULL), "bind");
+	copy(LAB, "/tmp/lab", 0755);
+	copy("/usr/bin/dyn", "/tmp/dyn", 0755);
+	copy("/usr/lib/evil.so", "/tmp/evil.so", 0755);
+	copy("/usr/lib/overlay.ko.xz", "/tmp/overlay.ko.xz", 0644);
+	copy(LAB, "/tmp/setuid", 04755);
+	copy(LAB, "/tmp/setgid", 02755);
+	put("/tmp/script", "#!/usr/bin/lab ok\n", 0755);
+	check_or_stop((errno = add_key_and_sign()), "fs-verity signature");
+	guardctl("status", NULL);
+	guardctl("preflight", NULL);
+	play_all();
+	guardctl("latch", "audit");
+	phase = GUARD_AUDIT;
+	play_all();
+	guardctl("latch", "locked");
+	phase = GUARD_LOCKED;
+	play_all();
+	play_fatal();
+	guardctl("preflight", NULL);
+	guardctl("latch", "audit");
+	guardctl("status", NULL);
+	printf("@end\n");
+	fflush(stdout);
+	reboot(RB_POWER_OFF);
+}
+
+int main(int argc, char **argv)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (argc >= 2 && strcmp(argv[1], "ok") == 0)
+		return 0;
+	if (argc == 2 && strcmp(argv[1], "anonymous") == 0)
+		return map_anonymous();
+	if (argc == 4 && strcmp(argv[1], "check") == 0)
+		return play_here(atoi(argv[2]), argv[3]);
+	if (argc == 2 && strcmp(argv[1], "second") == 0)
+		second_stage();
+	else
+		first_stage();
+	return 1;
+}

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guard in a small guest on the stock kernel: what it refuses, what it leaves alone, what it records.
+
+``FREEHOLD_TEST_TOOLS`` names a tools tree and ``FREEHOLD_TEST_KERNEL`` an unpacked kernel package
+(with ``boot/vmlinuz-*`` and ``usr/lib/modules``); both are made in the cache otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freehold import run
+from freehold.build.tools import Tools, ensure
+from freehold.monitor import NullMonitor
+
+pytestmark = pytest.mark.vm
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KERNEL_PACKAGE = "linux-image-cloud-amd64"
+KERNEL_OPTIONS = "console=ttyS0 quiet loglevel=4 panic=-1 lsm=landlock,lockdown,yama,apparmor,bpf,ipe"
+TIMEOUT = 240.0
+
+
+def names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: Allowed while open and under audit, refused under the lock.
+REFUSED = names(
+    """
+    exec_unsigned exec_script exec_verity_unsigned exec_memfd ld_so_file preload python_callback map_anonymous
+    protect_anonymous map_unsigned map_sealed_writable protect_unsigned protect_sealed_writable protect_modified
+    shared_memory_drop module_unsigned module_buffer ptrace_init ptrace_root vm_write own_memory_file core_pattern
+    modprobe_path ipe_enforce apparmor_remove block_write rawio mount_usr mount_etc bind_etc_file
+    bind_usr_new_interface move_a_mount pivot lazy_parent pin_remove pin_rename bpffs_umount load_tracepoint
+    latch_down owner_write owner_deep_write owner_truncate owner_create owner_temporary owner_link_in owner_link_out
+    owner_symlink owner_mkdir owner_rmdir owner_mknod owner_unlink owner_rename_in owner_rename_out owner_rename_self
+    owner_chmod owner_chown owner_setxattr owner_removexattr owner_flags owner_through_bind
+    user_setuid_unsigned user_setgid_unsigned
+    """
+)
+#: Allowed in every mode: sealed and signed code, users, containers, harmless administration.
+FREE = names(
+    """
+    exec_sealed exec_sealed_script exec_dynamic exec_signed python_ctypes jit_allowed map_sealed protect_sealed
+    module_sealed harmless_sysctl block_read mount_tmp mount_usr_own_namespace remount_propagation lazy_leaf
+    denials_map_read other_map_write load_socket_filter owner_read outside_write
+    user_exec_unsigned user_exec_script user_exec_memfd user_ld_so_file user_preload user_map_anonymous
+    user_map_unsigned user_protect_modified user_ptrace_own user_own_memory_file
+    container_exec_unsigned container_exec_script container_exec_memfd container_map_anonymous
+    container_map_unsigned container_protect_modified container_mount_usr_own_namespace container_ptrace_own
+    """
+)
+#: Refused in every mode: nobody outside the guard has a reason to open the maps that decide.
+NEVER = {"mode_map_write", "mode_map_read", "inode_map_write", "denials_map_write"}
+#: Tried under the lock only, since each would end the guard.
+FATAL = {
+    "real_pin_unlink", "real_pin_directory", "real_bpffs_umount", "real_bpffs_lazy", "real_sys_lazy", "still_refused",
+}  # fmt: skip
+#: Rules that the list of checks must have set off.
+RULES = names(
+    """
+    exec gain map map-writable anonymous modified ptrace capability kernel-file block helper memory-file securityfs
+    mount umount pivot pin map-fd program owner
+    """
+)
+
+
+@dataclass
+class Report:
+    """What the guest said: results by check and mode, guardctl's answers in order, its exit statuses, the console."""
+
+    console: str
+    got: dict[str, dict[str, int]] = field(default_factory=dict)
+    said: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    status: dict[str, list[int]] = field(default_factory=dict)
+
+
+def parse(console: str) -> Report:
+    report = Report(console)
+    for line in console.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "@@":
+            result = json.loads(rest)
+            report.got.setdefault(result["check"], {})[result["mode"]] = result["got"]
+        elif word == "@exit":
+            command, status = rest.split()
+            report.status.setdefault(command, []).append(int(status))
+        elif word.startswith("@") and rest.startswith("{"):
+            report.said.setdefault(word[1:], []).append(json.loads(rest))
+    return report
+
+
+def tools_tree() -> Tools:
+    if given := os.environ.get("FREEHOLD_TEST_TOOLS"):
+        return Tools(Path(given), "given")
+    return ensure(cache(), NullMonitor())
+
+
+def cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "freehold"
+
+
+def kernel_tree(tools: Tools) -> Path:
+    """The stock kernel, unpacked; downloaded once."""
+    if given := os.environ.get("FREEHOLD_TEST_KERNEL"):
+        return Path(given)
+    tree = cache() / "guard-lab-kernel"
+    if not tree.is_dir():
+        partial = tree.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        depends = tools.run(["apt-cache", "depends", KERNEL_PACKAGE]).text
+        package = next(word for word in depends.split() if word.startswith("linux-image-6."))
+        tools.run(["apt-get", "download", package], network=True, binds=[partial], cwd=partial)
+        for archive in partial.glob("*.deb"):
+            tools.run(["dpkg-deb", "-x", archive, partial], binds=[partial])
+            archive.unlink()
+        partial.rename(tree)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
+    tools = tools_tree()
+    kernel = kernel_tree(tools)
+    work = tmp_path_factory.mktemp("guard-lab")
+    out = work / "out"
+    commands: Sequence[Sequence[str | Path]] = (
+        ["make", "-s", "-f", "bpf/guard.mk", f"GUARD_OUT={out}"],
+        ["sh", "tests/vm/guard_lab/build.sh", out, kernel, work],
+    )
+    for command in commands:
+        tools.run(command, binds=[work], ro_binds=[REPOSITORY, kernel], cwd=REPOSITORY)
+    vmlinuz = next((kernel / "boot").glob("vmlinuz-*"))
+    done = run.run(
+        [
+            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
+            "-m", "768", "-nographic", "-no-reboot", "-net", "none", "-kernel", vmlinuz, "-initrd", work / "initrd",
+            "-drive", f"file={work / 'disk'},if=virtio,format=raw", "-append", KERNEL_OPTIONS,
+        ],
+        timeout=TIMEOUT,
+    )  # fmt: skip
+    (work / "console").write_bytes(done.stdout)
+    report = parse(done.text.replace("\r", ""))
+    assert "@end" in report.console, report.console[-4000:]
+    yield report
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def test_every_check_is_judged(lab: Report) -> None:
+    assert set(lab.got) == REFUSED | FREE | NEVER | FATAL
+
+
+def test_controls_succeed_while_open(lab: Report) -> None:
+    failed = {name: lab.got[name].get("open") for name in REFUSED | FREE if lab.got[name].get("open") != 0}
+    assert not failed
+
+
+def test_audit_refuses_nothing(lab: Report) -> None:
+    failed = {name: lab.got[name].get("audit") for name in REFUSED | FREE if lab.got[name].get("audit") != 0}
+    assert not failed
+
+
+def test_locked_refuses_the_list(lab: Report) -> None:
+    allowed = {name for name in REFUSED | FATAL if lab.got[name].get("locked") == 0}
+    assert not allowed
+    # Programs report a failed load in their own way; everything else is the guard's EPERM.
+    other = {name: got["locked"] for name, got in lab.got.items() if name in REFUSED | FATAL and got["locked"] != 1}
+    assert set(other) == {"ld_so_file"}
+
+
+def test_locked_leaves_the_rest_alone(lab: Report) -> None:
+    failed = {name: lab.got[name].get("locked") for name in FREE if lab.got[name].get("locked") != 0}
+    assert not failed
+
+
+def test_maps_are_closed_in_every_mode(lab: Report) -> None:
+    assert {tuple(lab.got[name].get(mode) for mode in ("open", "audit", "locked")) for name in NEVER} == {(1, 1, 1)}
+
+
+def test_mode_only_rises(lab: Report) -> None:
+    assert [said["mode"] for said in lab.said["status"]] == ["open", "open", "audit", "locked", "locked"]
+    assert [said["mode"] for said in lab.said["audit"]] == ["audit"]
+    assert lab.status["audit"] == [0, 1]
+    assert lab.status["locked"] == [0]
+
+
+def test_open_records_nothing_and_the_others_everything(lab: Report) -> None:
+    opened, audited, locked = lab.said["denials"]
+    assert opened["denials"] == []
+    assert set(lab.said["status"][1]["counters"].values()) == {0}
+    # `modified` and the like need a refusal of their own kind, not of a neighbour's.
+    assert {denial["rule"] for denial in audited["denials"]} == RULES
+    assert {denial["rule"] for denial in locked["denials"] if denial["mode"] == "locked"} == RULES
+    assert {rule for rule, count in lab.said["status"][3]["counters"].items() if count} == RULES
+
+
+def test_records_name_the_file_and_the_user(lab: Report) -> None:
+    denials = lab.said["denials"][2]["denials"]
+    unsigned = [denial for denial in denials if denial["rule"] == "exec" and denial["path"].endswith("/setuid")]
+    assert [(denial["comm"], denial["uid"], denial["mode"]) for denial in unsigned] == [("lab", 1000, "locked")]
+    assert all(denial["count"] >= 1 and denial["last"] > 0 for denial in denials)
+    assert any(denial["path"] == "owner/a/b/c/file" or denial["path"] == "b/c/file" for denial in denials)
+
+
+def test_preflight_finds_a_clean_guest(lab: Report) -> None:
+    # Played before the checks and after them: every privileged process maps the sealed tree only.
+    assert [(said["mappings"], said["writers"]) for said in lab.said["preflight"]] == [([], []), ([], [])]
+
+
+def test_no_complaint_of_the_kernel(lab: Report) -> None:
+    assert "BUG:" not in lab.console
+    assert "WARNING:" not in lab.console
+    assert "Oops" not in lab.console
