@@ -32,14 +32,14 @@ def write(path: Path, data: bytes | str, *, mode: int = 0o644, group: int | None
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        with open(fd, "wb", closefd=True) as sink:
+        with os.fdopen(fd, "wb") as sink:
             sink.write(content)
             sink.flush()
             if group is not None:
                 os.fchown(sink.fileno(), -1, group)
             os.fchmod(sink.fileno(), mode)
             os.fsync(sink.fileno())
-        os.rename(temporary, path)
+        temporary.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -59,7 +59,7 @@ def publish(temporary: Path, path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-    os.rename(temporary, path)
+    temporary.rename(path)
     fsync_directory(path.parent)
 
 

@@ -137,7 +137,7 @@ def replace(argv: Sequence[Argument], *, env: Mapping[str, str] | None = None) -
     """Replace this process by ``argv`` (never returns when it works)."""
     command = [os.fspath(part) for part in argv]
     try:
-        os.execvpe(command[0], command, environment(env))
+        os.execvpe(command[0], command, environment(env))  # noqa: S606 (an argument list, as everywhere)
     except FileNotFoundError:
         raise _missing(command[0]) from None
 

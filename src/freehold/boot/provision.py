@@ -21,6 +21,8 @@ IGNITION = Path("/usr/lib/dracut/modules.d/30ignition/ignition")
 HELPERS = "/usr/lib/freehold/ignition"
 FW_CFG = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/com.coreos/config/raw")
 DISK_FILE = Path("/sysroot/provision.ign")
+#: Where Ignition's files stage says which units are enabled.
+PRESET = Path("/etc/systemd/system-preset/20-ignition.preset")
 STAMP = Path("/sysroot/owner/provisioned")
 MAX_CONFIG = 16 << 20
 #: In order. "kargs" and "disks" change what is sealed or mounted by now; a configuration that asks for them fails.
@@ -54,9 +56,8 @@ def unsupported(config: bytes) -> list[str]:
 
 
 def _ignition(platform: str, work: Path) -> None:
-    etc_selinux = Path("/etc/selinux")
-    etc_selinux.mkdir(exist_ok=True)
-    config = etc_selinux / "config"
+    config = Path("/etc/selinux/config")
+    config.parent.mkdir(exist_ok=True)
     config.write_text("SELINUX=disabled\nSELINUXTYPE=none\n")
     try:
         for stage in STAGES:
@@ -75,7 +76,20 @@ def _ignition(platform: str, work: Path) -> None:
                 )
     finally:
         config.unlink(missing_ok=True)
-        etc_selinux.rmdir()
+
+
+def preset_units(text: str) -> list[str]:
+    """The units that a preset file names (systemd.preset(5)). Pure."""
+    rows = [line.split() for line in text.splitlines()]
+    return [row[1] for row in rows if len(row) >= 2 and row[0] in ("enable", "disable")]
+
+
+def _enable_units() -> None:
+    """Carry out Ignition's presets: systemd would only look at them on a machine that has no machine-id yet."""
+    if PRESET.is_file():
+        units = preset_units(PRESET.read_text())
+        if units:
+            run.run(["systemctl", "--root=/", "preset", *units])
 
 
 def provision() -> str:
@@ -96,7 +110,10 @@ def provision() -> str:
         work.mkdir(mode=0o700, parents=True, exist_ok=True)
         if platform == "file":
             (work / "config.ign").write_bytes(config)
+        # Homes and services' directories, as the image describes them, for Ignition to write into.
+        run.run(["systemd-tmpfiles", "--create", "--prefix=/var"], check=False)
         _ignition(platform, work)
+        _enable_units()
         record.update(source=platform, sha256=hashlib.sha256(config).hexdigest())
     run.run(["sync"])
     atomic.write(STAMP, json.dumps(record) + "\n", mode=0o600)

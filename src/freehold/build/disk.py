@@ -64,7 +64,9 @@ def _make_esp(tools: Tools, release: Path, manifest: dict[str, object], target: 
     for directory in ("EFI/BOOT", "EFI/Linux", "EFI/systemd", "loader"):
         (staging / directory).mkdir(parents=True)
     loader = staging / "EFI/BOOT/BOOTX64.EFI"
-    sign_efi(tools, Path(BOOT_LOADER), loader, signer)
+    unsigned = target.parent / "systemd-boot.efi"
+    shutil.copy(tools.root / BOOT_LOADER.lstrip("/"), unsigned)
+    sign_efi(tools, unsigned, loader, signer)
     shutil.copy(loader, staging / "EFI/systemd/systemd-bootx64.efi")
     name = uki_name(str(manifest["name"]), str(manifest["version"]), str(manifest["image_digest"]))
     shutil.copy(release / "uki.efi", staging / "EFI/Linux" / name)

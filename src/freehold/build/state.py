@@ -13,7 +13,7 @@ from freehold.build import ids, varmap
 from freehold.build.recipe import Recipe
 from freehold.errors import FreeholdError, InputError
 
-SYSUSERS = "usr/lib/sysusers.d/freehold-base.conf"
+SYSUSERS = "usr/lib/sysusers.d/00-freehold-base.conf"
 TMPFILES = "usr/lib/tmpfiles.d/freehold-var.conf"
 ID_COPY = "usr/share/freehold/ids"
 

@@ -23,8 +23,11 @@ from freehold.errors import FreeholdError, InputError
 SECRETS = ("etc/ssh/ssh_host_*", "etc/machine-id", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed",
            "var/lib/systemd/credential.secret", "etc/apt/auth.conf")  # fmt: skip
 #: Left over by the package manager and by the machine that built.
-LEFTOVERS = ("etc/*-", "etc/.pwd.lock", "etc/hostname", "etc/resolv.conf", "etc/mtab", "var/log/*", "var/tmp/*",
-             "var/lib/apt/lists", "var/cache/apt/*", "var/lib/dpkg/*-old", "var/lib/dpkg/lock*", "var/lib/dpkg/triggers/Lock", "var/cache/debconf/*-old", "initrd.img*", "vmlinuz*", "run/*", "tmp/*", "root/*", "root/.[!.]*", ".dockerenv")  # fmt: skip
+LEFTOVERS = (
+    "etc/*-", "etc/.pwd.lock", "etc/hostname", "etc/resolv.conf", "etc/mtab", "var/log/*", "var/tmp/*", "var/lib/apt/lists",
+    "var/cache/apt/*", "var/lib/dpkg/*-old", "var/lib/dpkg/lock*", "var/lib/dpkg/triggers/Lock", "var/cache/debconf/*-old",
+    "initrd.img*", "vmlinuz*", "run/*", "tmp/*", "root/*", "root/.[!.]*", ".dockerenv",
+)  # fmt: skip
 #: Top-level directories that belong to the machine live in /var.
 VAR_LINKS = {"home": "var/home", "root": "var/roothome", "srv": "var/srv", "opt": "var/opt", "mnt": "var/mnt",
              "media": "run/media"}  # fmt: skip

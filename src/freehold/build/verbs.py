@@ -102,8 +102,13 @@ def disk(options: argparse.Namespace, monitor: Monitor) -> Report:
         tools, store, release, options.output.absolute(), signer=keys.signer(options.key), monitor=monitor, size=size,
         ignition=ignition, timeout=int(measures.get("timeout", 0)),
     )  # fmt: skip
-    data = {"schema": "freehold-disk-1", "disk": str(made.path), "release": made.release, "size": made.size, "format": made.format}
-    text = f"{made.path}: {made.format}, {made.size >> 30} GiB, release {made.release}\nNext: freehold vm start {options.output} --name try"
+    data = {
+        "schema": "freehold-disk-1", "disk": str(made.path), "release": made.release, "size": made.size, "format": made.format,
+    }  # fmt: skip
+    text = (
+        f"{made.path}: {made.format}, {made.size >> 30} GiB, release {made.release}\n"
+        f"Next: freehold vm start {options.output} --name try"
+    )
     return Report(dict(data), text)
 
 

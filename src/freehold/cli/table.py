@@ -66,5 +66,4 @@ VERBS = (
         "freehold sign lock.request --key file:owner.key",
     )),
     Verb("denials", LOCK, "what the guard refused, or would refuse", ("freehold denials --json",)),
-    Verb("etc", LOCK, "the verified configuration", ("freehold etc status", "freehold etc diff"), group=True),
 )  # fmt: skip

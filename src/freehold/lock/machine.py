@@ -159,9 +159,16 @@ def _typed(value: object, kind: type[T]) -> T:
 
 
 def _account(item: Mapping[str, object]) -> Account:
-    text = {name: _typed(item[name], str) for name in ("name", "gecos", "home", "shell", "hash")}
-    numbers = {name: _typed(item[name], int) for name in ("uid", "gid", "subid")}
-    return Account(**text, **numbers)
+    def text(name: str) -> str:
+        return _typed(item[name], str)
+
+    def number(name: str) -> int:
+        return _typed(item[name], int)
+
+    return Account(
+        name=text("name"), uid=number("uid"), gid=number("gid"), gecos=text("gecos"), home=text("home"),
+        shell=text("shell"), hash=text("hash"), subid=number("subid"),
+    )  # fmt: skip
 
 
 def collect(

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+# Thin targets; the programs behind them are `freehold`, pytest, and the packages demo/ and bench/.
+# The C programs have a makefile of their own, Makefile.c, which runs in the tools tree.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGUMENTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help prepare test test-unit demo bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+prepare: ## install what is missing: Debian packages (as root) and the Python environment
+	@PYTHON=$(PYTHON) VENV=$(VENV) bash .ci/prepare
+
+test: prepare ## run every test, virtual machines included
+	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+test-unit: prepare ## run the tests that need no virtual machine and build no image
+	@$(BIN)/python -m pytest -m "not vm and not build" $(PYTEST_ARGUMENTS)
+
+demo: prepare ## build the reference system, boot it, and play the whole story
+	@$(BIN)/python -m demo
+
+bench: prepare ## measure beside the peers; results in bench/results/
+	@$(BIN)/python -m bench
+
+clean: ## remove what builds and tests left here; caches and the store outside stay
+	rm -rf $(VENV) build-output .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Locking and unlocking a running machine.
+
+Lock, in this order, each step harmless if the power goes after it:
+
+1. /etc's changes become an image named by its digest, the machine's own state is stored as typed data;
+2. the owner's signature over the new intent, which names that image, is checked;
+3. a fresh /etc, put together as every locked boot does it, goes over the running one; root's home and what
+   root could have left for later are covered;
+4. the intent is written: from here on every boot is locked;
+5. kernel lockdown is raised and the guard latched: from here on this boot is.
+
+Unlock writes a newer intent into the inbox. The early boot step is the only one that can put it into force.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from freehold import atomic, run
+from freehold.boot import machine_files, prepare
+from freehold.errors import FreeholdError, NotHereError, VerificationError
+from freehold.keys.verify import Keychain
+from freehold.lock import etc, guard, intent, mounts
+from freehold.lock.intent import Intent
+
+ETC = Path("/etc")
+FACTORY = Path("/usr/etc")
+KEYCHAIN = Path("/usr/lib/freehold/keychain")
+OWNER = Path("/sysroot/owner")
+INBOX = Path("/sysroot/inbox")
+STATE = Path("/sysroot/state")
+RUN = Path("/run/freehold")
+LOCK_FILE = RUN / "lock.lock"
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What of /etc the next intent will carry."""
+
+    changes: tuple[etc.Change, ...]
+    config: str | None
+    left_out: tuple[str, ...]
+
+
+def machine_id() -> str:
+    """This machine's name in intents; :class:`NotHereError` elsewhere than on a Freehold machine."""
+    try:
+        return (OWNER / "id").read_text().strip()
+    except FileNotFoundError:
+        raise NotHereError("this is not a Freehold machine") from None
+    except PermissionError:
+        raise FreeholdError("only root may look at the lock", hint="use the console, or ssh as root") from None
+
+
+def keychain() -> Keychain:
+    """The keychain of the sealed tree."""
+    return Keychain.from_directory(KEYCHAIN)
+
+
+def standing() -> intent.Standing:
+    """The intent in force on the disk, verified."""
+    path = OWNER / "intent"
+    signed = path.read_bytes()[: intent.MAX_SIGNED_BYTES + 1] if path.exists() else None
+    return intent.judge(signed, keychain=keychain(), machine=machine_id())
+
+
+def changes() -> tuple[etc.Change, ...]:
+    """How the running /etc differs from the factory's, machine state apart."""
+    return tuple(etc.drift(FACTORY, ETC, ignore={*machine_files.COVERED, *etc.GENERATED}))
+
+
+def capture() -> Captured:
+    """Commit the running /etc to an image and the machine's own state to typed data."""
+    state, left_out = machine_files.collect(ETC)
+    machine_files.save(state, STATE)
+    found = changes()
+    config = None
+    if found:
+        with tempfile.TemporaryDirectory(dir=RUN, prefix="config-") as scratch:
+            staging = Path(scratch) / "etc"
+            etc.stage(found, ETC, staging)
+            config = etc.write_image(staging, OWNER / "config")
+    return Captured(found, config, tuple(left_out))
+
+
+def propose(lock: Literal["open", "audit", "locked"], config: str | None) -> Intent:
+    """The intent that would follow the standing one."""
+    current = standing().intent
+    return Intent(
+        machine=machine_id(), serial=current.serial + 1 if current else 1, lock=lock, since=int(time.time()),
+        config=config,
+    )  # fmt: skip
+
+
+def check_answer(signed: bytes) -> Intent:
+    """The intent of a signed answer. Raises :class:`VerificationError` unless it may follow the standing one."""
+    offer = intent.judge_offer(standing(), signed, keychain=keychain(), machine=machine_id())
+    if not offer.accepted or offer.intent is None:
+        raise VerificationError(f"the signed intent is refused: {offer.reason}", hint="make a new request on this machine")
+    config = offer.intent.config
+    if config is not None and not (OWNER / "config" / config).is_file():
+        raise VerificationError("the signed intent names a configuration that this machine does not have")
+    return offer.intent
+
+
+def ready() -> None:
+    """Refuse to lock a machine on which something privileged and unsigned runs already.
+
+    Raises :class:`FreeholdError` naming the processes.
+    """
+    findings = guard.preflight()
+    if findings:
+        named = sorted({f"{row.get('comm', '?')} (process {row.get('pid', '?')})" for row in findings})
+        raise FreeholdError(
+            f"unsigned privileged code is running: {', '.join(named[:6])}",
+            hint="end it, or reboot first; `/usr/lib/freehold/guardctl preflight` has the details",
+        )
+    for path in OWNER.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.lstat().st_nlink > 1 and path.parent.name != "work":
+            raise FreeholdError(f"{path} has a second name elsewhere", hint="remove the other hard link first")
+
+
+def enter(wanted: Intent, signed: bytes) -> None:
+    """Put a checked, signed intent into force on a machine that is not locked yet."""
+    with atomic.exclusive(LOCK_FILE, "the lock"):
+        if wanted.lock == "locked":
+            ready()
+            renew_etc(wanted.config)
+        atomic.write(OWNER / "intent", signed, mode=0o600)
+        _note(wanted)
+        if wanted.lock != "open" and guard.mode() != wanted.lock:
+            guard.latch(wanted.lock)
+
+
+def leave(signed: bytes) -> None:
+    """Drop a checked, signed intent where the next boot takes it up."""
+    INBOX.mkdir(mode=0o700, exist_ok=True)
+    atomic.write(INBOX / "intent", signed, mode=0o600)
+
+
+def renew_etc(config: str | None) -> None:
+    """Cover the running /etc with what every locked boot has: verified layers, typed state, changes in memory."""
+    lower = [FACTORY]
+    image = RUN / "config"
+    if config is not None:
+        image.mkdir(exist_ok=True)
+        mounts.mount(OWNER / "config" / config, image, "erofs", mounts.MS_RDONLY | mounts.MS_NODEV)
+        lower.insert(0, image)
+    base, fresh = RUN / "etc", RUN / "etc.new"
+    for path, mode in ((base, 0o700), (base / "upper", 0o755), (base / "work", 0o700), (fresh, 0o755)):
+        path.mkdir(mode=mode, exist_ok=True)
+    options = (
+        f"lowerdir={':'.join(map(str, lower))},upperdir={base / 'upper'},workdir={base / 'work'},"
+        "redirect_dir=off,metacopy=off,index=off,xino=off"
+    )
+    mounts.mount("etc", fresh, "overlay", mounts.MS_NODEV | mounts.MS_NOSUID, options)
+    state, _ = machine_files.load(STATE)
+    machine_files.apply(state, machine_id(), FACTORY, fresh)
+    # /run is shared with every service's mount namespace; a bind of the finished /etc reaches them all.
+    run.run(["mount", "--bind", fresh, ETC])
+    run.run(["umount", fresh])
+    fresh.rmdir()
+    run.run(["mount", "-t", "tmpfs", "-o", "mode=700,nosuid,nodev", "roothome", "/var/roothome"])
+    prepare.cover_unbelieved(Path("/var"))
+    run.run(["systemd-tmpfiles", "--create", "--prefix=/etc"], check=False)
+    run.run(["systemctl", "daemon-reload"], check=False)
+
+
+def _note(wanted: Intent) -> None:
+    """Let ``status`` know what changed since the boot (informational; the guard and the intent are the truth)."""
+    path = RUN / "boot.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return
+    record["intent"] = {"state": "valid", "serial": wanted.serial, "lock": wanted.lock, "since": wanted.since}
+    record["config"] = wanted.config or ""
+    atomic.write(path, json.dumps(record) + "\n")

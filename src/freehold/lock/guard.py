@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guard as the device's commands see it: state, refusals, and the one-way latch, through ``guardctl``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from freehold import run
+from freehold.errors import FreeholdError, NotHereError
+
+GUARDCTL = Path("/usr/lib/freehold/guardctl")
+LOCKDOWN = Path("/sys/kernel/security/lockdown")
+
+
+def _ask(*arguments: str, check: bool = True) -> Any:
+    if not GUARDCTL.is_file():
+        raise NotHereError("this is not a Freehold machine: it has no guard")
+    done = run.run([GUARDCTL, *arguments], check=False)
+    if check and done.status != 0:
+        text = (done.stderr or done.stdout).decode(errors="replace").strip()
+        raise FreeholdError(f"the guard did not answer: {text.splitlines()[-1] if text else 'no message'}")
+    return json.loads(done.stdout or b"{}")
+
+
+def mode() -> str:
+    """``open``, ``audit`` or ``locked``; :class:`FreeholdError` when the guard is not loaded."""
+    status = _ask("status")
+    if not status.get("loaded"):
+        raise FreeholdError("the guard is not loaded on this boot", hint="the boot's log says why: journalctl -b -k -g freehold")
+    return str(status["mode"])
+
+
+def denials() -> list[dict[str, Any]]:
+    """What was refused, or in audit mode would have been, newest first."""
+    answer = _ask("denials")
+    rows = answer["denials"] if isinstance(answer, dict) else answer
+    return list(rows)
+
+
+def preflight() -> list[dict[str, Any]]:
+    """Privileged processes that already hold what the lock would not let them get: code mappings, files of the owner."""
+    answer = _ask("preflight", check=False)
+    return [*answer["mappings"], *answer["writers"]]
+
+
+def latch(wanted: str) -> None:
+    """Switch enforcement (``locked``) or recording (``audit``) on; there is no way back in this boot."""
+    if wanted == "locked":
+        try:
+            LOCKDOWN.write_text("integrity")
+        except PermissionError:
+            # It is at this level already, as with Secure Boot.
+            if "[integrity]" not in LOCKDOWN.read_text() and "[confidentiality]" not in LOCKDOWN.read_text():
+                raise
+    run.run([GUARDCTL, "latch", wanted])
