@@ -140,7 +140,7 @@ def test_layers(path: Path) -> None:
         if not other.startswith("freehold") or other == "freehold":
             continue
         there = folder(other)
-        if there == here or VERB_MODULES.fullmatch(module) and there != "cli":
+        if there == here or (VERB_MODULES.fullmatch(module) and there != "cli"):
             continue
         assert LAYERS[there] > LAYERS[here] or (here, there) in BESIDE or LAYERS[here] == LAYERS[there] == 4, (
             f"{module} imports {other}, which lies beside or above it"

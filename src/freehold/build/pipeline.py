@@ -201,8 +201,9 @@ def _make(
 
 
 def _manifest(
-    inputs: Inputs, version: str, kernel: str, commit: str, metadata: image.Image, efi: Path, found: Sequence[tuple[str, str, str]]
-) -> Manifest:
+    inputs: Inputs, version: str, kernel: str, commit: str, metadata: image.Image, efi: Path,
+    found: Sequence[tuple[str, str, str]],
+) -> Manifest:  # fmt: skip
     content = efi.read_bytes()
     recipe = inputs.recipe
     return Manifest(

@@ -133,7 +133,8 @@ def inspect(options: argparse.Namespace, _monitor: Monitor) -> Report:
         "files": measures["files"], "bytes": measures["bytes"], "deployment": manifest.id,
     }  # fmt: skip
     lines = [
-        f"{release.name}", f"  deployment  {manifest.id}", f"  commit      {manifest.commit}", f"  image       {manifest.image_digest}",
+        f"{release.name}", f"  deployment  {manifest.id}", f"  commit      {manifest.commit}",
+        f"  image       {manifest.image_digest}",
         f"  uki         {manifest.uki.sha256} ({manifest.uki.size >> 20} MiB)", f"  kernel      {manifest.kernel}",
         f"  contents    {measures['files']:,} files, {measures['bytes'] >> 20} MiB, {len(manifest.packages)} packages",
     ]  # fmt: skip
