@@ -8,19 +8,16 @@ captured with a limit, and each command is logged in a form that can be pasted a
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from freehold.errors import CommandError, NotHereError
-
-LOG = logging.getLogger("freehold.run")
 
 #: Variables of the caller that a child may see: the terminal, the proxy and nothing that changes
 #: what a program loads or trusts.
@@ -32,8 +29,7 @@ TAIL_LINES = 40
 Argument = str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class Completed:
+class Completed(NamedTuple):
     """A finished command: exit status and captured bytes (empty where not captured)."""
 
     argv: tuple[str, ...]
@@ -74,7 +70,7 @@ def run(
     :class:`NotHereError` when the program is missing. The child is ended when we are interrupted.
     """
     command = tuple(os.fspath(part) for part in argv)
-    LOG.debug("+ %s", shlex.join(command))
+    _log(shlex.join(command))
     with _started(
         command,
         stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
@@ -120,7 +116,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a long-lived program in a session of its own, its output appended to ``log``."""
     command = tuple(os.fspath(part) for part in argv)
-    LOG.debug("+ %s &", shlex.join(command))
+    _log(f"{shlex.join(command)} &")
     with log.open("ab") as sink:
         return _started(
             command,
@@ -147,6 +143,12 @@ def _started(command: Sequence[str], **options: object) -> subprocess.Popen[byte
         return subprocess.Popen(command, **options)  # type: ignore[call-overload, no-any-return]
     except FileNotFoundError:
         raise _missing(command[0]) from None
+
+
+def _log(text: str) -> None:
+    # Who listens has imported logging; `freehold status` need not pay for it.
+    if "logging" in sys.modules:
+        sys.modules["logging"].getLogger("freehold.run").debug("+ %s", text)
 
 
 def _missing(program: str) -> NotHereError:

@@ -31,17 +31,23 @@ def say(text: str) -> None:
         log.write(f"<4>freehold: {text[:900]}\n")
 
 
+def own_directory(top: Path, relative: str) -> Path:
+    """``top/relative`` as real directories all the way: what else root put there, a link elsewhere, is removed."""
+    path = top
+    for part in Path(relative).parts:
+        path /= part
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            path.unlink()
+        path.mkdir(exist_ok=True)
+    return path
+
+
 def cover_unbelieved(var: Path) -> None:
     """Mount an empty file system over each listed directory below /var."""
     for line in UNBELIEVED.read_text().splitlines():
         path = line.strip()
-        if not path or path.startswith("#"):
-            continue
-        target = var / path.removeprefix("/var/")
-        if target.is_symlink() or not target.resolve().is_relative_to(var):
-            # Root could aim the mount elsewhere with a link; a link is nothing that belongs here.
-            target.unlink(missing_ok=True)
-        if target.is_dir():
+        if path and not path.startswith("#"):
+            target = own_directory(var, path.removeprefix("/var/"))
             run.run(["mount", "-t", "tmpfs", "-o", "mode=0755,nosuid,nodev,size=5%", "freehold-empty", target])
 
 
@@ -58,6 +64,9 @@ def main() -> int:
             cover_unbelieved(Path("/var"))
         if boot["first_boot"]:
             say(provision.provision())
+    except OSError as error:
+        say(f"{error.strerror} ({error.filename})")
+        return 1
     except FreeholdError as error:
         say(error.message)
         for line in error.diagnostics().splitlines()[-20:]:

@@ -20,6 +20,8 @@ IGNITION = Path("/usr/lib/dracut/modules.d/30ignition/ignition")
 #: Holds our do-nothing ``setfiles``.
 HELPERS = "/usr/lib/freehold/ignition"
 FW_CFG = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/com.coreos/config/raw")
+#: The recipe's choice, in the sealed tree.
+PLATFORM = Path("/usr/lib/freehold/platform")
 DISK_FILE = Path("/sysroot/provision.ign")
 #: Where Ignition's files stage says which units are enabled.
 PRESET = Path("/etc/systemd/system-preset/20-ignition.preset")
@@ -29,9 +31,18 @@ MAX_CONFIG = 16 << 20
 STAGES = ("fetch-offline", "fetch", "files")
 
 
-def source() -> tuple[str, bytes] | None:
-    """(Ignition's platform name, configuration bytes) where this machine has one, else None."""
-    for platform, path in (("qemu", FW_CFG), ("file", DISK_FILE)):
+def source(platform: str) -> tuple[str, bytes] | None:
+    """(Ignition's platform name, configuration bytes) where this machine has one, else None.
+
+    ``platform`` is the recipe's. A file that the disk was made with counts when the platform has none.
+    Raises :class:`FreeholdError` for a platform whose configuration only a network can bring.
+    """
+    if platform not in ("none", "qemu", "file"):
+        raise FreeholdError(f"this release cannot provision on the platform {platform!r}: there is no network this early")
+    places = [("file", DISK_FILE)]
+    if platform == "qemu":
+        places.insert(0, ("qemu", FW_CFG))
+    for name, path in places:
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_CONFIG + 1)
@@ -40,7 +51,7 @@ def source() -> tuple[str, bytes] | None:
         if len(data) > MAX_CONFIG:
             raise FreeholdError(f"the provisioning file is larger than {MAX_CONFIG} bytes")
         if data:
-            return platform, data
+            return name, data
     return None
 
 
@@ -74,6 +85,8 @@ def _ignition(platform: str, work: Path) -> None:
                     f"Ignition's stage {stage} failed: {critical[-1] if critical else 'no message'}",
                     details="\n".join(lines[-40:]),
                 )
+            if (work / "neednet").exists():
+                raise FreeholdError("the provisioning file refers to a URL, and there is no network this early")
     finally:
         config.unlink(missing_ok=True)
 
@@ -99,7 +112,7 @@ def provision() -> str:
     the stamp runs Ignition again over the same tree, which its own rules allow (equal files are kept).
     Raises :class:`FreeholdError` when the configuration is refused: then there is no stamp and no boot.
     """
-    found = source()
+    found = source(PLATFORM.read_text().strip() if PLATFORM.exists() else "none")
     record: dict[str, object] = {"format": "freehold-provisioned-1", "time": int(time.time()), "source": None}
     if found is not None:
         platform, config = found

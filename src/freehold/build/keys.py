@@ -11,10 +11,12 @@ from pathlib import Path
 from freehold.build.recipe import Certificate, Recipe
 from freehold.errors import InputError
 from freehold.keys.verbs import default_directory
-from freehold.keys.verify import role_of
-from freehold.keys.x509 import Signer, load_signer
+from freehold.keys.verify import Role, role_of
+from freehold.keys.x509 import Signer, create, load_signer
+from freehold.monitor import Monitor
 
 RELEASE_KEY = "release"
+FIRST_KEYS: tuple[tuple[str, Role], ...] = ((RELEASE_KEY, "release"), ("owner", "owner"))
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,21 @@ class KeyDirectory:
     path: Path
 
     @classmethod
-    def choose(cls, given: Path | None) -> KeyDirectory:
-        """The one given, else the user's."""
-        return cls(given if given is not None else default_directory())
+    def choose(cls, given: Path | None, monitor: Monitor) -> KeyDirectory:
+        """The one given, else the user's, which gets a first pair of keys when it has none.
+
+        A first build should not fail for want of a key; it says that they are unprotected, and how to do better.
+        """
+        if given is not None:
+            return cls(given)
+        chosen = cls(default_directory())
+        if not any(chosen.path.glob("*.key")):
+            for name, role in FIRST_KEYS:
+                create(name, role, chosen.path, None)
+            monitor.message(
+                f"made release.key and owner.key in {chosen.path}, without passphrases; `freehold key new` makes others"
+            )
+        return chosen
 
     def signer(self, uri: str | None) -> Signer:
         """The release key: ``uri``, else ``release.key`` of this directory.

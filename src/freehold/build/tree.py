@@ -25,6 +25,8 @@ SECRETS = ("etc/ssh/ssh_host_*", "etc/machine-id", "var/lib/dbus/machine-id", "v
 #: Left over by the package manager and by the machine that built.
 LEFTOVERS = (
     "etc/*-", "etc/.pwd.lock", "etc/hostname", "etc/resolv.conf", "etc/mtab", "var/log/*", "var/tmp/*", "var/lib/apt/lists",
+    # mmdebstrap's: the build's own flat directory, which no machine has and none may trust.
+    "etc/apt/sources.list.d/0000*",
     "var/cache/apt/*", "var/lib/dpkg/*-old", "var/lib/dpkg/lock*", "var/lib/dpkg/triggers/Lock", "var/cache/debconf/*-old",
     "initrd.img*", "vmlinuz*", "run/*", "tmp/*", "root/*", "root/.[!.]*", ".dockerenv",
 )  # fmt: skip
@@ -180,7 +182,7 @@ def finish(tree: Path, recipe: Recipe, *, version: str, epoch: int, sources: str
     # What the machine's own apt would ask; the flat directory of the build is gone by then.
     (tree / "etc/apt/sources.list").write_text(sources)
     state.settle_var(tree, recipe)
-    write_update_config(tree, recipe)
+    write_settings(tree, recipe)
     install_keychain(tree, recipe)
     name_release(tree, recipe, version)
     stamp_bytecode(tree, epoch)
@@ -199,8 +201,9 @@ def own_files(tree: Path, recipe: Recipe) -> None:
         os.chown(tree / item.path.lstrip("/"), users[user], groups[group])
 
 
-def write_update_config(tree: Path, recipe: Recipe) -> None:
-    """Where the machine looks for updates, when the recipe says so."""
+def write_settings(tree: Path, recipe: Recipe) -> None:
+    """What the machine's own programs read: where a provisioning file comes from, and updates."""
+    (tree / "usr/lib/freehold/platform").write_text(f"{recipe.platform}\n")
     if recipe.update_url:
         path = tree / "usr/lib/freehold/update.toml"
         path.write_text(f'[update]\nurl = "{recipe.update_url}"\nstream = "{recipe.update_stream}"\n')

@@ -47,7 +47,7 @@ def build_arguments(parser: argparse.ArgumentParser) -> None:
 def build(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Build a release."""
     done = pipeline.build(
-        options.recipe, _store(options), KeyDirectory.choose(options.keys), monitor,
+        options.recipe, _store(options), KeyDirectory.choose(options.keys, monitor), monitor,
         version=options.version, key_uri=options.key, sources=options.sources,
     )  # fmt: skip
     manifest = done.manifest
@@ -81,7 +81,7 @@ def parse_size(text: str) -> int:
 
 def disk(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Make a disk."""
-    store, keys = _store(options), KeyDirectory.choose(options.keys)
+    store, keys = _store(options), KeyDirectory.choose(options.keys, monitor)
     size = parse_size(options.size)
     ignition = None
     if options.ignition:

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -94,7 +92,7 @@ def monitor_for(options: argparse.Namespace) -> Monitor:
 
 
 def _show(report: Report, *, as_json: bool) -> None:
-    if as_json:
+    if as_json and report.data:
         print(json.dumps(dict(report.data), indent=2, sort_keys=True))
     elif report.text:
         print(report.text)
@@ -124,6 +122,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     verb = next((verb for verb in VERBS if verb.name == arguments[0]), None)
     if verb is None:
+        import difflib
+
         near = difflib.get_close_matches(arguments[0], [verb.name for verb in VERBS], n=1)
         suggestion = f" (did you mean {near[0]!r}?)" if near else ""
         print(f"freehold: unknown verb {arguments[0]!r}{suggestion}; `freehold -h` lists them", file=sys.stderr)
@@ -133,6 +133,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options, handler = parse(verb, arguments[1:])
         if options.debug:
+            import logging
+
             logging.basicConfig(level=logging.DEBUG, format="%(message)s", stream=sys.stderr)
         report = handler(options, monitor_for(options))
         _show(report, as_json=options.json)
@@ -141,6 +143,8 @@ def main(arguments: Sequence[str]) -> int:
     except FreeholdError as error:
         _complain(error, debug=debug)
         if debug:
+            import logging
+
             logging.getLogger("freehold").debug("where:", exc_info=True)
         return error.exit_status
     except KeyboardInterrupt:

@@ -6,11 +6,10 @@ A verb's module has ``VERBS``, rows of (name, help, add_arguments, handler); it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Verb:
+class Verb(NamedTuple):
     """One verb. ``group`` verbs (``vm``, ``key``) have verbs of their own in the module."""
 
     name: str

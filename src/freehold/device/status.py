@@ -66,7 +66,7 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
         "keychain": keychain_of(sysroot),
         "emergency_ssh": False,
         "tier": str(intent.get("tier", "privileged")),
-        "since": intent.get("since"),
+        "since": intent.get("since") or None,
     }
     return lock, messages
 

@@ -14,14 +14,15 @@ GUARDCTL = Path("/usr/lib/freehold/guardctl")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 
-def _ask(*arguments: str, check: bool = True) -> Any:
+def _ask(*arguments: str, check: bool = True) -> dict[str, Any]:
     if not GUARDCTL.is_file():
         raise NotHereError("this is not a Freehold machine: it has no guard")
     done = run.run([GUARDCTL, *arguments], check=False)
     if check and done.status != 0:
         text = (done.stderr or done.stdout).decode(errors="replace").strip()
         raise FreeholdError(f"the guard did not answer: {text.splitlines()[-1] if text else 'no message'}")
-    return json.loads(done.stdout or b"{}")
+    answer: dict[str, Any] = json.loads(done.stdout or b"{}")
+    return answer
 
 
 def mode() -> str:
@@ -34,9 +35,7 @@ def mode() -> str:
 
 def denials() -> list[dict[str, Any]]:
     """What was refused, or in audit mode would have been, newest first."""
-    answer = _ask("denials")
-    rows = answer["denials"] if isinstance(answer, dict) else answer
-    return list(rows)
+    return list(_ask("denials")["denials"])
 
 
 def preflight() -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ def _credential(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the owner's credential (one of)")
     choice = group.add_mutually_exclusive_group()
     choice.add_argument("--key", metavar="URI", help="the owner's key, as file:PATH; its passphrase is asked for")
-    choice.add_argument("--request", type=Path, metavar="FILE", help="write a request to be signed elsewhere, change nothing else")
+    choice.add_argument("--request", type=Path, metavar="FILE", help="write a request, to be signed elsewhere")
     choice.add_argument("--answer", type=Path, metavar="FILE", help="the signed answer to a request")
 
 
