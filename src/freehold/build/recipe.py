@@ -239,7 +239,9 @@ def load(path: Path) -> Recipe:
         ]
         kept = [name for name in merged.get("packages", ()) if name not in without]
         merged = merge({**merged, "packages": kept}, data)
-    problems += assembly_faults(merged, str(path))
+    if chain and chain[-1][0].source == str(path):
+        # Without the recipe's own text, every required key would be reported as missing.
+        problems += assembly_faults(merged, str(path))
     if problems:
         raise InputError("the recipe has faults", faults=problems)
     return assemble(merged)
@@ -342,11 +344,15 @@ def certificate_der(content: bytes) -> bytes:
     return content
 
 
+def required_keys() -> list[str]:
+    """Top-level keys without which there is no recipe."""
+    return [name for name, entry in SCHEMA.keys.items() if isinstance(entry, Key) and entry.required]
+
+
 def assembly_faults(data: Mapping[str, Any], source: str) -> list[str]:
     """What is missing from, or contradictory in, a merged recipe. Pure."""
     found = [
-        f"{source}: {name}: is missing" for name, entry in SCHEMA.keys.items()
-        if isinstance(entry, Key) and entry.required and name not in data
+        f"{source}: {name}: is missing" for name in required_keys() if name not in data
     ]  # fmt: skip
     uids: dict[int, str] = {}
     for user in data.get("users", ()):
