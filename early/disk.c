@@ -54,6 +54,7 @@ void disk_mount(void)
 {
 	char device[300];
 
+	modules_load_present();
 	for (int step = 0;; step++) {
 		if (find_partition(device, sizeof(device)))
 			break;

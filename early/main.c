@@ -8,8 +8,8 @@
  *   3. the metadata image is mounted if the kernel measures exactly the digest that the signed
  *      command line names; the sealed tree is built from it;
  *   4. the owner's signed intent is verified: it says open, audit or locked, and which committed /etc;
- *   5. the guard is loaded; /etc, /root and /var are put together as the state asks;
- *   6. the root is switched; where the intent says so, lockdown is raised and the guard latched;
+ *   5. /etc, /root and /var are put together as the state asks; the root is switched;
+ *   6. the guard is loaded; where the intent says so, lockdown is raised and the guard latched;
  *   7. boot/prepare from the sealed tree applies typed machine state, and Ignition at the first boot;
  *   8. systemd.
  * Nothing that the disk says is believed before the kernel has verified it. What fails ends the boot:
@@ -52,6 +52,8 @@ static void mount_kernel_file_systems(void)
 		{ "sysfs", "/sys", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC },
 		{ "devtmpfs", "/dev", "mode=755", MS_NOSUID },
 		{ "tmpfs", "/run", "mode=755,size=20%", MS_NOSUID | MS_NODEV },
+		/* Mounted here, so that systemd finds it and puts no other one over the guard's pins. */
+		{ "bpf", "/sys/fs/bpf", "mode=700", MS_NOSUID | MS_NODEV | MS_NOEXEC },
 		{ "securityfs", "/sys/kernel/security", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC },
 	};
 
@@ -64,7 +66,8 @@ static void mount_kernel_file_systems(void)
 		die("no %s", RUN_STATE);
 }
 
-static void load_guard(bool required)
+/* What the guard has to know of this boot: which super block is the sealed tree, where the owner's directory is. */
+static struct guard_config describe_guard(void)
 {
 	struct stat sealed, owner;
 	struct guard_config config = { 0 };
@@ -76,11 +79,30 @@ static void load_guard(bool required)
 	config.owner_major = major(owner.st_dev);
 	config.owner_minor = minor(owner.st_dev);
 	config.owner_ino = owner.st_ino;
-	int error = guard_load(&config);
-	if (error && required)
-		die("the guard cannot be loaded (%s) and the owner asked for the lock", strerror(-error));
+	return config;
+}
+
+/*
+ * Load the guard. Where the owner asked for it, before anything from the disk runs. On an open machine it
+ * refuses nothing, so a child does the second of work while systemd starts; `freehold lock` needs it later.
+ */
+static void load_guard(const struct guard_config *config, bool required)
+{
+	if (required) {
+		int error = guard_load(config);
+		if (error)
+			die("the guard cannot be loaded (%s) and the owner asked for the lock", strerror(-error));
+		return;
+	}
+	pid_t child = fork();
+	if (child < 0)
+		say("the guard cannot be loaded: this machine cannot be locked");
+	if (child != 0)
+		return;
+	int error = guard_load(config);
 	if (error)
 		say("the guard cannot be loaded (%s): this machine cannot be locked", strerror(-error));
+	_exit(error != 0);
 }
 
 /*
@@ -230,7 +252,7 @@ int main(void)
 			say("the owner's /etc %.16s is refused (%s): factory settings are in force", owner.intent.config,
 			    error == -EBADMSG ? "it is not what the owner signed" : strerror(-error));
 	}
-	load_guard(locked);
+	struct guard_config guard = describe_guard();
 	bool fresh = mount_etc(locked, config, valid ? (unsigned long long)owner.intent.serial : 0ULL);
 	mount_state(locked);
 	if (config) {
@@ -240,6 +262,7 @@ int main(void)
 	}
 	write_boot_record(&owner, digest, config);
 	switch_root();
+	load_guard(&guard, locked || audit);
 	if (locked || audit)
 		latch(locked);
 	if (owner.first_boot || fresh)

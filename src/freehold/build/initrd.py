@@ -17,6 +17,9 @@ from freehold.errors import FreeholdError
 
 #: Loaded at every boot: the sealed tree's own file systems, and what reads a provisioning file.
 ALWAYS = ("erofs", "overlay", "qemu_fw_cfg", "efivarfs")
+#: For fs-verity, where the processor has SHA instructions (feature 9*32+29). Without them the module's vector
+#: code gains little, and loses where vectors are emulated.
+HASH, HASH_FEATURE = "sha256_ssse3", "feature:*013D*"
 #: Loaded when a device asks: what disks can hang on. Patterns over module names.
 STORAGE = (
     "virtio_blk", "virtio_scsi", "virtio_pci", "virtio_mmio", "nvme", "ahci", "ata_piix", "sd_mod", "uas", "usb_storage",
@@ -68,7 +71,9 @@ def select(dependencies: Mapping[str, Sequence[str]], aliases: Iterable[str]) ->
     wanted = {name for name in by_name if any(fnmatch.fnmatch(name, pattern) for pattern in STORAGE)}
     for line in aliases:
         words = line.split()
-        if len(words) == 3 and words[0] == "alias" and normal(words[2]) in wanted:
+        if len(words) != 3 or words[0] != "alias":
+            continue
+        if normal(words[2]) in wanted or (normal(words[2]) == HASH and words[1].endswith(HASH_FEATURE)):
             rules.append(f"{words[1]} {chain(normal(words[2]))}")
     return ModuleSet(files, "\n".join(rules) + "\n")
 
