@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from freehold import run
@@ -16,10 +16,8 @@ from freehold.build.store import cache_directory
 from freehold.errors import CommandError, FreeholdError
 from freehold.run import Completed
 
-NAME = "demo"
 #: The guest sees the host's loopback here (QEMU's user-mode network).
 HOST_IN_GUEST = "10.0.2.2"
-PORT = 18645
 
 
 class DemoError(FreeholdError):
@@ -36,8 +34,14 @@ def want(condition: bool, what: str) -> None:
 class Stage:
     """Paths, the machine's name, and a log of every command."""
 
-    root: Path = field(default_factory=lambda: cache_directory() / "demo")
+    name: str = "demo"
+    port: int = 18645
     server: int | None = None
+
+    @property
+    def root(self) -> Path:
+        """Where everything of this run is kept."""
+        return cache_directory() / self.name
 
     @property
     def keys(self) -> Path:
@@ -75,7 +79,7 @@ class Stage:
     def guest(self, *command: str, user: str | None = None, check: bool = True, timeout: float = 180) -> Completed:
         """Run a command in the machine."""
         who = ["--user", user] if user else []
-        return self.freehold("vm", "exec", NAME, *who, "--", *command, check=check, timeout=timeout)
+        return self.freehold("vm", "exec", self.name, *who, "--", *command, check=check, timeout=timeout)
 
     def shell(self, script: str, *, user: str | None = None, check: bool = True) -> str:
         """Run shell text in the machine; returns what it printed."""
@@ -83,25 +87,33 @@ class Stage:
 
     def copy(self, source: Path, target: str, *, executable: bool = False) -> None:
         """Put a file into the machine."""
-        self.freehold("vm", "copy", NAME, source, f":{target}")
+        self.freehold("vm", "copy", self.name, source, f":{target}")
         if executable:
             self.guest("chmod", "755", target)
 
     def reboot(self) -> None:
         """Restart the machine and wait for its answer."""
-        self.freehold("vm", "reboot", NAME, "--timeout", "240", timeout=300)
+        self.freehold("vm", "reboot", self.name, "--timeout", "240", timeout=300)
 
     def signed(self, verb: str) -> None:
         """``lock`` or ``unlock`` with a key that the machine never sees: request there, signature here, answer there."""
         request = self.path(f"{verb}.request")
         self.guest("freehold", verb, "--request", f"/run/{verb}.request")
-        self.freehold("vm", "copy", NAME, f":/run/{verb}.request", request)
+        self.freehold("vm", "copy", self.name, f":/run/{verb}.request", request)
         self.freehold("sign", request, "--key", f"file:{self.keys / 'owner.key'}")
         self.copy(request.with_name(request.name + ".signed"), f"/run/{verb}.signed")
         self.guest("freehold", verb, "--answer", f"/run/{verb}.signed")
 
 
 Step = Callable[[Stage], str]
+
+
+def end(stage: Stage) -> None:
+    """Stop the machine and the server."""
+    stage.freehold("vm", "stop", stage.name, "--hard", check=False)
+    if stage.server is not None:
+        run.run(["kill", str(stage.server)], check=False)
+        stage.server = None
 
 
 def paint(text: str, code: str) -> str:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from demo.stage import HOST_IN_GUEST, NAME, PORT, Stage, tell, want
+from demo.stage import HOST_IN_GUEST, Stage, end, tell, want
 from freehold import run
 from freehold.build.store import cache_directory
 from freehold.build.tools import ensure
@@ -37,11 +37,11 @@ def data_url(text: str) -> str:
     return "data:," + "".join(f"%{byte:02x}" for byte in text.encode())
 
 
-def ignition() -> str:
+def ignition(port: int) -> str:
     """The provisioning file: host name, a user with an ssh key, a file, a unit."""
     files = {
         "/etc/hostname": "homestead\n",
-        "/etc/freehold/update.toml": f'[update]\nurl = "http://{HOST_IN_GUEST}:{PORT}"\nstream = "stable"\n',
+        "/etc/freehold/update.toml": f'[update]\nurl = "http://{HOST_IN_GUEST}:{port}"\nstream = "stable"\n',
     }
     return json.dumps({
         "ignition": {"version": "3.3.0"},
@@ -88,7 +88,7 @@ def build_first(stage: Stage) -> str:
 
 def disk(stage: Stage) -> str:
     """A bootable disk, made without a virtual machine or a loop device."""
-    stage.path("first-boot.ign").write_text(ignition())
+    stage.path("first-boot.ign").write_text(ignition(stage.port))
     stage.freehold("disk", "server-1", "-o", stage.path("demo.raw"), "--store", stage.store, "--keys", stage.keys)
     return "GPT: boot partition with one signed kernel image, root with fs-verity on every object"
 
@@ -96,7 +96,7 @@ def disk(stage: Stage) -> str:
 def boot(stage: Stage) -> str:
     """Firmware with our keys, Secure Boot on."""
     stage.freehold(
-        "vm", "start", stage.path("demo.raw"), "--name", NAME, "--secure-boot", "--keys", stage.keys,
+        "vm", "start", stage.path("demo.raw"), "--name", stage.name, "--secure-boot", "--keys", stage.keys,
         "--ignition", stage.path("first-boot.ign"), "--timeout", "300",
     )  # fmt: skip
     status = json.loads(stage.guest("freehold", "status", "--json").stdout)
@@ -180,7 +180,7 @@ def publish(stage: Stage) -> str:
     )
     changes = json.loads(stage.freehold("diff", "server-1", "server-2", "--store", stage.store, "--json").stdout)
     serve = run.start(
-        [sys.executable, "-m", "freehold", "serve", stage.path("www"), "--port", str(PORT)],
+        [sys.executable, "-m", "freehold", "serve", stage.path("www"), "--port", str(stage.port)],
         log=stage.path("serve.log"), env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
     stage.server = serve.pid
@@ -306,7 +306,7 @@ def main() -> int:
     stage = Stage()
     stage.root.mkdir(parents=True, exist_ok=True)
     stage.path("commands.log").write_text("")
-    stage.freehold("vm", "stop", NAME, "--hard", check=False)
+    stage.freehold("vm", "stop", stage.name, "--hard", check=False)
     print(f"Freehold, the whole path, in {stage.root} (every command: {stage.path('commands.log')})\n", flush=True)
     begun = time.monotonic()
     try:
@@ -321,6 +321,4 @@ def main() -> int:
         print("\ndemo: interrupted")
         return 130
     finally:
-        stage.freehold("vm", "stop", NAME, "--hard", check=False)
-        if stage.server is not None:
-            run.run(["kill", str(stage.server)], check=False)
+        end(stage)

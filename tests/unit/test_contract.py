@@ -104,8 +104,8 @@ def test_one_module_starts_processes() -> None:
 
 
 def is_loader(node: ast.AST) -> bool:
-    """A function ``load`` may read; everything else of its module takes what it has read."""
-    return isinstance(node, ast.FunctionDef) and node.name == "load"
+    """A loader may read; everything else of its module takes what it has read."""
+    return isinstance(node, ast.FunctionDef) and node.name in ("load", "from_directory")
 
 
 def uses_of_os(path: Path) -> set[str]:

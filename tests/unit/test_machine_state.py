@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed machine state: what root wrote into it can never become more than ordinary people and host keys."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freehold.boot import machine_files
+from freehold.errors import InputError
+from freehold.lock import machine
+from freehold.lock.machine import Account, AccountFiles, HostKey, MachineState
+
+ANNA = Account("anna", 1000, 1000, "Anna", "/home/anna", "/bin/bash", "$y$j9T$abcdefghijk$lmnopqrstuv", 100_000)
+PRIVATE = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "QUJD\n" * 3 + "-----END OPENSSH PRIVATE KEY-----\n"
+KEY = HostKey("ed25519", PRIVATE, "ssh-ed25519 " + "A" * 40 + " root@here\n")
+STATE = MachineState("freehold", (KEY,), (ANNA,))
+BASE = AccountFiles(
+    "root:x:0:0:root:/root:/bin/bash\nsshd:x:990:65534::/run/sshd:/usr/sbin/nologin\n",
+    "root:x:0:\nsudo:x:27:\nshadow:x:42:\n", "root:*:1::::::\n", "root:*::\n", "", "",
+)  # fmt: skip
+
+odd = st.text(st.sampled_from("a0_-:\n\r\0/.$!* é\x85\u2028"), max_size=12)
+numbers = st.integers(-5, 70_000) | st.sampled_from([0, 999, 1000, 59_999, 60_000, 65_534, 1 << 32, 1 << 64])
+ACCOUNTS = st.builds(
+    Account,
+    name=st.sampled_from(["anna", "root", "bob", "bob\n"]) | odd, uid=numbers, gid=numbers,
+    gecos=st.just("A person") | odd, home=st.sampled_from(["/home/anna", "/var/home/b", "/root", "/home/../etc"]) | odd,
+    shell=st.sampled_from([*machine.SHELLS, "/bin/evil"]) | odd,
+    hash=st.sampled_from(["", "*", "!", "!*", "!!", ANNA.hash]) | odd, subid=numbers,
+)  # fmt: skip
+
+
+@given(st.lists(ACCOUNTS, max_size=6), odd)
+@settings(max_examples=400, deadline=None)
+def test_nothing_that_is_believed_has_power(accounts: list[Account], hostname: str) -> None:
+    state, dropped = machine.check(MachineState(hostname, (), tuple(accounts)))
+    assert len(state.accounts) + sum(line.startswith("account") for line in dropped) == len(accounts)
+    files = machine.render(BASE, state.accounts)
+    for name in asdict(BASE):
+        base, text = getattr(BASE, name), getattr(files, name)
+        assert text.startswith(base)
+        for line in text[len(base):].split("\n")[:-1]:
+            fields = line.split(":")
+            assert len(fields) == {"passwd": 7, "group": 4, "shadow": 9, "gshadow": 4, "subuid": 3, "subgid": 3}[name]
+            assert fields[0] != "root"
+            if name == "passwd":
+                assert 1000 <= int(fields[2]) <= 59_999
+                assert 1000 <= int(fields[3]) <= 59_999
+                assert fields[6] in machine.SHELLS
+            if name == "group":
+                assert int(fields[2]) >= 1000
+                assert fields[3] == ""
+            if name == "shadow":
+                assert fields[1] != "", "an account without a password field could log in with none"
+            if name in ("subuid", "subgid"):
+                assert int(fields[1]) >= 100_000
+    assert not set(state.hostname) & set(":\n\r\0/ ")
+
+
+@given(st.lists(ACCOUNTS, max_size=6))
+def test_what_was_checked_passes_again(accounts: list[Account]) -> None:
+    state, _ = machine.check(MachineState("", (), tuple(accounts)))
+    assert machine.check(state) == (state, [])
+    assert machine.parse(machine.serialize(state).encode()) == (state, [])
+
+
+def test_a_good_state_survives_whole() -> None:
+    assert machine.parse(machine.serialize(STATE).encode()) == (STATE, [])
+
+
+@pytest.mark.parametrize("change", [
+    {"name": "Anna"}, {"name": "anna\n"}, {"uid": 0}, {"uid": 999}, {"uid": 60000}, {"gid": 27}, {"gecos": "a:b"},
+    {"home": "/"}, {"home": "/home/anna/../.."}, {"shell": "/bin/zsh"}, {"hash": ""}, {"hash": "x:"}, {"hash": "plain"},
+    {"subid": 1}, {"subid": -1},
+])  # fmt: skip
+def test_one_fault_drops_the_account(change: dict[str, object]) -> None:
+    state, dropped = machine.check(MachineState("", (), (replace(ANNA, **change),)))  # type: ignore[arg-type]
+    assert state.accounts == ()
+    assert len(dropped) == 1
+
+
+def test_twins_are_dropped() -> None:
+    bob = replace(ANNA, name="bob")
+    state, dropped = machine.check(MachineState("", (KEY, KEY), (ANNA, ANNA, bob)))
+    assert state.accounts == (ANNA,)
+    assert state.host_keys == (KEY,)
+    assert len(dropped) == 3
+
+
+@pytest.mark.parametrize("change", [
+    {"type": "dsa"}, {"type": "../x"}, {"private": PRIVATE + "x"}, {"private": "text"}, {"public": "command=x ssh-rsa A\n"},
+    {"public": KEY.public + KEY.public},
+])  # fmt: skip
+def test_host_keys_are_keys(change: dict[str, str]) -> None:
+    state, dropped = machine.check(MachineState("", (replace(KEY, **change),), ()))
+    assert state.host_keys == ()
+    assert len(dropped) == 1
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"[]", b"null", b"{}", b"\xff\xfe", b'"x"', b"[" * 100_000, b'{"format": "other"}',
+    b'{"format": "freehold-machine-1"}',
+    b'{"format": "freehold-machine-1", "hostname": 1, "host_keys": [], "accounts": []}',
+    b'{"format": "freehold-machine-1", "hostname": "", "host_keys": {}, "accounts": [1]}',
+    b'{"format": "freehold-machine-1", "hostname": "", "host_keys": [null], "accounts": []}',
+    json.dumps({"format": machine.FORMAT, "hostname": "", "host_keys": [], "accounts": [{**asdict(ANNA), "uid": True}]}).encode(),
+    json.dumps({"format": machine.FORMAT, "hostname": "", "host_keys": [], "accounts": [{**asdict(ANNA), "uid": 1e3}]}).encode(),
+    b" " * (machine.MAX_BYTES + 1),
+])  # fmt: skip
+def test_hostile_files_are_refused(data: bytes) -> None:
+    with pytest.raises(InputError):
+        machine.parse(data)
+
+
+@given(st.binary(max_size=60) | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["format", "hostname", "host_keys", "accounts", "type", "name"]), inner, max_size=4), max_leaves=8,
+).map(lambda value: json.dumps({"format": machine.FORMAT, "hostname": value, "host_keys": value, "accounts": value}).encode()))
+def test_parsing_ends_in_a_state_or_an_input_error(data: bytes) -> None:
+    try:
+        state, _ = machine.parse(data)
+    except InputError:
+        return
+    assert machine.check(state)[0] == state
+
+
+def test_the_image_wins_over_an_account() -> None:
+    squatter = replace(ANNA, name="sshd")
+    files = machine.render(BASE, [squatter])
+    assert files == BASE
+
+
+def test_collect_takes_people_only() -> None:
+    passwd = BASE.passwd + "anna:x:1000:1000:Anna:/home/anna:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n"
+    state, dropped = machine.collect("host\n", passwd, f"anna:{ANNA.hash}:1::::::\n", "anna:100000:65536\n", {})
+    assert (state.hostname, state.accounts, dropped) == ("host", (ANNA,), [])
+
+
+@pytest.mark.parametrize("number", ["²", "٣", "1" * 5000])
+def test_collect_survives_odd_digits(number: str) -> None:
+    state, _ = machine.collect("", f"anna:x:{number}:{number}::/home/anna:/bin/sh\n", "", f"anna:{number}:65536\n", {})
+    assert state.accounts == ()
+
+
+def test_files_round_trip_through_etc(tmp_path: Path) -> None:
+    factory, etc, store = tmp_path / "factory", tmp_path / "etc", tmp_path / "state"
+    for directory in (factory, etc):
+        directory.mkdir()
+    for name, _ in machine_files.ACCOUNT_FILES:
+        (factory / name).write_text(getattr(BASE, name))
+    machine_files.save(STATE, store)
+    loaded, dropped = machine_files.load(store)
+    machine_files.apply(loaded, "0" * 32, factory, etc)
+    assert dropped == []
+    assert machine_files.collect(etc) == (STATE, [])
+    assert (etc / "machine-id").read_text() == "0" * 32 + "\n"
+    assert (etc / "shadow").stat().st_mode & 0o777 == 0o640
+    assert (etc / "shadow").stat().st_gid == 42
+    assert (etc / "ssh/ssh_host_ed25519_key").stat().st_mode & 0o777 == 0o600
+    assert (store / machine_files.STATE_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_an_unreadable_state_is_none_and_named(tmp_path: Path) -> None:
+    assert machine_files.load(tmp_path) == (MachineState(), [])
+    (tmp_path / machine_files.STATE_FILE).write_bytes(b"{")
+    state, dropped = machine_files.load(tmp_path)
+    assert state == MachineState()
+    assert len(dropped) == 1
