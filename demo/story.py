@@ -175,6 +175,9 @@ def plant_unit(stage: Stage, name: str) -> None:
 def publish(stage: Stage) -> str:
     """Release 2, a real update, on a static web server."""
     said = build(stage, HERE.parent / "recipes/server.toml", "2")
+    for old in ("releases", "streams"):
+        # An earlier run's release of that version may be another one; published ones never change.
+        shutil.rmtree(stage.path("www") / old, ignore_errors=True)
     stage.freehold(
         "publish", "server-2", "--to", stage.path("www"), "--store", stage.store, "--key", f"file:{stage.keys / 'release.key'}"
     )

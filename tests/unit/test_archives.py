@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import bz2
+import dataclasses
+import gzip
 import io
+import lzma
 import shutil
 import stat
 import tarfile
@@ -15,19 +19,22 @@ from hypothesis import strategies as st
 from freehold import run
 from freehold.build import cpio, headerball, initrd
 from freehold.build.headerball import Entry
+from freehold.errors import InputError
 
 names = st.text(st.sampled_from("ab.- ä"), min_size=1, max_size=70).filter(lambda name: name not in (".", ".."))
 paths = st.lists(names, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
 entries = st.builds(
     Entry,
     path=paths, mode=st.integers(0, 0o7777).map(lambda bits: stat.S_IFREG | bits), uid=st.integers(0, 65_535),
-    gid=st.integers(0, 65_535), size=st.integers(0, 1 << 33), redirect=st.just("/aa/bb.file"), digest=st.binary(min_size=32, max_size=32),
+    gid=st.integers(0, 65_535), size=st.integers(0, (1 << 33) - 1),
+    redirect=st.just("/aa/bb.file"), digest=st.binary(min_size=32, max_size=32),
 )  # fmt: skip
 
 
 def parse_newc(data: bytes) -> list[tuple[str, int, int, bytes]]:
     """(name, mode, inode, data) of each member: an own reader, after the kernel's description."""
-    found, at = [], 0
+    found: list[tuple[str, int, int, bytes]] = []
+    at = 0
     while True:
         assert data[at : at + 6] == b"070701"
         fields = [int(data[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
@@ -40,7 +47,9 @@ def parse_newc(data: bytes) -> list[tuple[str, int, int, bytes]]:
         at += (fields[6] + 3) & ~3
 
 
-@given(st.dictionaries(st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=3).map("/".join), st.binary(max_size=9)))
+@given(st.dictionaries(
+    st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=3).map("/".join), st.binary(max_size=9)
+))  # fmt: skip
 def test_cpio_gives_back_what_went_in(files: dict[str, bytes]) -> None:
     members = {name: cpio.Member(cpio.REGULAR, data) for name, data in files.items()}
     read = parse_newc(cpio.archive(members))
@@ -110,6 +119,15 @@ def test_metacopy_names_the_digest() -> None:
     assert b"trusted.overlay.redirect=/aa/b.file\n" in data
 
 
+@pytest.mark.parametrize("change", [{"size": 1 << 33}, {"uid": 1 << 21}, {"gid": 1 << 21}])
+def test_numbers_beyond_the_format_are_refused(change: dict[str, int]) -> None:
+    fits = Entry("/f", stat.S_IFREG | 0o644, 0, 0, 5, digest=b"d" * 32)
+    largest = {name: value - 1 for name, value in change.items()}
+    assert len(headerball.encode(dataclasses.replace(fits, **largest))) % 512 == 0  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="too large"):
+        headerball.encode(dataclasses.replace(fits, **change))  # type: ignore[arg-type]
+
+
 def test_other_kinds_have_no_place() -> None:
     with pytest.raises(KeyError):
         headerball.encode(Entry("/p", stat.S_IFIFO | 0o644, 0, 0))
@@ -134,12 +152,10 @@ def test_initrd_selects_modules_with_their_dependencies() -> None:
     assert "snd.ko" not in chosen.files
 
 
-@pytest.mark.parametrize("name", ["m.ko", "m.ko.xz", "m.ko.gz", "m.ko.bz2"])
-def test_modules_are_decompressed(name: str) -> None:
-    import bz2
-    import gzip
-    import lzma
-
-    pack = {".xz": lzma.compress, ".gz": gzip.compress, ".bz2": bz2.compress}.get(name[4:], bytes)
-    assert initrd.decompress(name, pack(b"module")) == b"module"
+@pytest.mark.parametrize(("name", "packed"), [
+    ("m.ko", b"module"), ("m.ko.xz", lzma.compress(b"module")), ("m.ko.gz", gzip.compress(b"module")),
+    ("m.ko.bz2", bz2.compress(b"module")),
+])  # fmt: skip
+def test_modules_are_decompressed(name: str, packed: bytes) -> None:
+    assert initrd.decompress(name, packed) == b"module"
     assert initrd.module_name(f"kernel/x/{name}") == "m"

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
 from demo.stage import Stage, end
 from demo.story import STORY
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Reference
+from tests.vm.reference import Reference
 
 from freehold import run
 from freehold.build.disk import ALIGNMENT, ESP_SIZE

@@ -62,7 +62,7 @@ def unsupported(config: bytes) -> list[str]:
         storage = value.get("storage", {})
         found = [f"storage.{name}" for name in ("disks", "raid", "filesystems", "luks") if storage.get(name)]
         return found + (["kernelArguments"] if value.get("kernelArguments") else [])
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return []
 
 

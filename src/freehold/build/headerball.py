@@ -14,6 +14,8 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from freehold.errors import InputError
+
 BLOCK = 512
 METACOPY_PREFIX = bytes((0, 36, 0, 1))
 
@@ -46,7 +48,11 @@ def _record(key: str, value: bytes) -> bytes:
 
 
 def _octal(value: int, width: int) -> bytes:
-    return b"%0*o\0" % (width - 1, value)
+    field = b"%0*o\0" % (width - 1, value)
+    if len(field) != width:
+        # Cut off or spilling over, it would be another file's header.
+        raise InputError(f"{value} is too large for an image (sizes below 8 GiB, ids below 2097152)")
+    return field
 
 
 def _header(name: bytes, mode: int, uid: int, gid: int, size: int, kind: bytes, link: bytes = b"") -> bytes:
@@ -66,7 +72,7 @@ def _header(name: bytes, mode: int, uid: int, gid: int, size: int, kind: bytes, 
 
 
 def encode(entry: Entry) -> bytes:
-    """The header blocks of one entry."""
+    """The header blocks of one entry. Raises :class:`InputError` for a size or id that the format cannot hold."""
     name = entry.path.lstrip("/").encode() or b"."
     xattrs = dict(entry.xattrs)
     kinds = {stat.S_IFDIR: b"5", stat.S_IFLNK: b"2", stat.S_IFREG: b"0"}

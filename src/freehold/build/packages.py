@@ -16,7 +16,7 @@ from pathlib import Path
 from freehold.build.tools import SUITE, Tools
 from freehold.errors import CommandError, FreeholdError, InputError
 
-URI_LINE = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+) (?P<hash>\S+)?$")
+URI_LINE = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+)(?: (?P<hash>\S+))?$")
 #: The essential set plus apt itself, as mmdebstrap's variant "apt" has it.
 BASE_PATTERNS = ("?essential", "apt")
 #: Kernel hooks must not build an initramfs: Freehold's is built once, later, from the finished tree.

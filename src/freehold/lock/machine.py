@@ -37,6 +37,8 @@ HASH = re.compile(r"!{0,2}\*?|!?\$[A-Za-z0-9]{1,8}\$[A-Za-z0-9./,=$+-]{10,300}")
 PRIVATE_KEY = re.compile(
     r"-----BEGIN OPENSSH PRIVATE KEY-----\n(?:[A-Za-z0-9+/=]{1,80}\n){2,200}-----END OPENSSH PRIVATE KEY-----\n"
 )
+#: ``str.isdigit`` would take other scripts' digits, and ``int`` fails on some of them and on thousands of ours.
+DECIMAL = re.compile(r"[0-9]{1,10}")
 PUBLIC_KEY = re.compile(r"(?:ssh|ecdsa)-[a-z0-9-]{2,40} [A-Za-z0-9+/=]{20,2000}(?: [A-Za-z0-9@._-]{0,200})?\n")
 
 
@@ -176,11 +178,11 @@ def collect(
 ) -> tuple[MachineState, list[str]]:
     """The machine state that the text of a running /etc holds; (state, what cannot be kept)."""
     hashes = {fields[0]: fields[1] for fields in _table(shadow, 2)}
-    ranges = {fields[0]: int(fields[1]) for fields in _table(subuid, 3) if fields[1].isdigit()}
+    ranges = {fields[0]: int(fields[1]) for fields in _table(subuid, 3) if DECIMAL.fullmatch(fields[1])}
     accounts = []
     for fields in _table(passwd, 7):
         name, _, uid, gid, gecos, home, shell = fields[:7]
-        if uid.isdigit() and gid.isdigit() and FIRST_UID <= int(uid) <= LAST_UID:
+        if DECIMAL.fullmatch(uid) and DECIMAL.fullmatch(gid) and FIRST_UID <= int(uid) <= LAST_UID:
             accounts.append(
                 Account(name, int(uid), int(gid), gecos, home, shell, hashes.get(name, "!"), ranges.get(name, 0))
             )
@@ -189,7 +191,8 @@ def collect(
 
 
 def _table(text: str, width: int) -> Iterable[list[str]]:
-    for line in text.splitlines():
+    # Not splitlines(): to the C library only "\n" ends a line, and a full name may hold U+2028.
+    for line in text.split("\n"):
         fields = line.split(":")
         if len(fields) >= width:
             yield fields

@@ -149,6 +149,14 @@ def test_collect_survives_odd_digits(number: str) -> None:
     assert state.accounts == ()
 
 
+@pytest.mark.parametrize("name", ["A\u2028B", "A\x85B", "A\x0cB"])
+def test_collect_reads_lines_as_the_c_library_does(name: str) -> None:
+    anna = replace(ANNA, gecos=name)
+    files = machine.render(BASE, [anna])
+    state, dropped = machine.collect("", files.passwd, files.shadow, files.subuid, {})
+    assert (state.accounts, dropped) == ((anna,), [])
+
+
 def test_files_round_trip_through_etc(tmp_path: Path) -> None:
     factory, etc, store = tmp_path / "factory", tmp_path / "etc", tmp_path / "state"
     for directory in (factory, etc):
