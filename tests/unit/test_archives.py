@@ -11,6 +11,7 @@ import lzma
 import shutil
 import stat
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 from freehold import run
 from freehold.build import cpio, headerball, initrd
 from freehold.build.headerball import Entry
+from freehold.build.store import cache_directory
+from freehold.build.tools import Tools, identity
 from freehold.errors import InputError
 
 names = st.text(st.sampled_from("ab.- ä"), min_size=1, max_size=70).filter(lambda name: name not in (".", ".."))
@@ -112,6 +115,13 @@ def test_links_directories_and_long_names() -> None:
     assert read[2].linkname == "t" * 150
 
 
+@pytest.mark.parametrize("length", [99, 100, 101, 110])
+def test_names_around_the_header_s_width(length: int) -> None:
+    name, target = "n" * length, "t" * length
+    [read] = headers(headerball.headerball([Entry("/" + name, stat.S_IFLNK | 0o777, 0, 0, target=target)]))
+    assert (read.name, read.linkname) == (name, target)
+
+
 def test_metacopy_names_the_digest() -> None:
     digest = bytes(range(32))
     data = headerball.encode(Entry("/f", stat.S_IFREG | 0o644, 0, 0, 5, redirect="/aa/b.file", digest=digest))
@@ -159,3 +169,25 @@ def test_initrd_selects_modules_with_their_dependencies() -> None:
 def test_modules_are_decompressed(name: str, packed: bytes) -> None:
     assert initrd.decompress(name, packed) == b"module"
     assert initrd.module_name(f"kernel/x/{name}") == "m"
+
+
+@pytest.mark.skipif(not Tools(cache_directory() / f"tools-{identity()}", identity()).root.is_dir(), reason="no tools tree yet")
+def test_mkfs_erofs_takes_the_headerball(tmp_path: Path) -> None:
+    tools = Tools(cache_directory() / f"tools-{identity()}", identity())
+    items = [
+        Entry("/", stat.S_IFDIR | 0o755, 0, 0), Entry("/d", stat.S_IFDIR | 0o750, 3, 4),
+        Entry("/d/file", stat.S_IFREG | 0o640, 5, 6, 5_000_000_000, redirect="/aa/bb.file", digest=b"d" * 32),
+        Entry("/link", stat.S_IFLNK | 0o777, 0, 0, target="d/file"),
+    ]  # fmt: skip
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / "ball").write_bytes(headerball.headerball(items))
+        options = ["-d0", "--tar=headerball", "-T0", "-U00000000-0000-0000-0000-000000000000"]
+        tools.run(["mkfs.erofs", *options, tmp_path / name, tmp_path / "ball"], binds=[tmp_path])
+        made.append((tmp_path / name).read_bytes())
+    assert made[0] == made[1]
+    assert len(made[0]) < 65_536
+    shown = tools.run(["dump.erofs", "--path=/d/file", tmp_path / "one"], binds=[tmp_path]).text
+    assert "Size: 5000000000" in shown
+    assert "Uid: 5   Gid: 6  Access: 0640" in shown
+    assert b"overlay.metacopy\x00\x24\x00\x01" + b"d" * 32 in made[0]

@@ -40,6 +40,11 @@ PLANTS = {
                      "\"shell\":\"/bin/bash\",\"hash\":\"*\",\"subid\":100000}]}' > /sysroot/state/machine.json",
     "link": "rm -rf /var/spool/cron; ln -s /etc /var/spool/cron",
 }  # fmt: skip
+#: A module without its signature: the trailer is 28 bytes of magic after 12 that end with the signature's length.
+STRIP = (
+    "import lzma, sys; d = lzma.open(sys.argv[1]).read(); "
+    'sys.stdout.buffer.write(d[: -(40 + int.from_bytes(d[-32:-28], "big"))])'
+)
 REFUSED = (
     "/run/marker",
     "/lib64/ld-linux-x86-64.so.2 /run/marker",
@@ -65,8 +70,7 @@ def locked(reference: Reference) -> Stage:
     assert stage.shell("printf '#!/bin/sh\\necho ran\\n' > /run/script; chmod 755 /run/script; /run/script") == "ran"
     stage.shell(
         "m=$(find /usr/lib/modules -name 'dummy.ko*' | head -1); "
-        "python3 -c 'import lzma,sys; sys.stdout.buffer.write(lzma.open(sys.argv[1]).read())' $m > /run/signed.ko; "
-        "head -c -400 /run/signed.ko > /run/unsigned.ko; insmod /run/unsigned.ko && rmmod dummy",
+        f"python3 -c '{STRIP}' $m > /run/unsigned.ko; insmod /run/unsigned.ko && rmmod dummy",
         check=True,
     )
     stage.shell("mkdir -p /var/canary")

@@ -95,7 +95,8 @@ class Archive:
 
     def prepare(self) -> None:
         """Create the directories that apt expects."""
-        for path in (self.directory / "lists" / "partial", self.directory / "none", self.debs / "partial"):
+        empty = self.directory / "empty" / "partial"
+        for path in (self.directory / "lists" / "partial", self.directory / "none", empty, self.debs / "partial"):
             path.mkdir(parents=True, exist_ok=True)
         (self.directory / "sources.list").write_text(self.all_sources)
         (self.directory / "status").touch()
@@ -119,8 +120,10 @@ class Archive:
 
         Raises :class:`InputError` naming what apt cannot satisfy.
         """
+        # apt leaves out what it has downloaded already; the plan must not depend on that.
+        fresh = f"-oDir::Cache::archives={self.directory}/empty"
         done = self.tools.run(
-            ["apt-get", "install", "--print-uris", "-y", "-qq", *self.options(), *BASE_PATTERNS, *packages],
+            ["apt-get", "install", "--print-uris", "-y", "-qq", *self.options(), fresh, *BASE_PATTERNS, *packages],
             binds=[self.directory, self.debs],
             ro_binds=[self.local],
             check=False,
