@@ -36,6 +36,8 @@ class Stage:
 
     name: str = "demo"
     port: int = 18645
+    #: Whose keys and releases are used; empty: its own.
+    library: str = ""
     server: int | None = None
 
     @property
@@ -46,12 +48,12 @@ class Stage:
     @property
     def keys(self) -> Path:
         """The demo's own keys."""
-        return self.root / "keys"
+        return cache_directory() / (self.library or self.name) / "keys"
 
     @property
     def store(self) -> Path:
         """The demo's own store."""
-        return self.root / "store"
+        return cache_directory() / (self.library or self.name) / "store"
 
     def path(self, name: str) -> Path:
         """A file of this run."""

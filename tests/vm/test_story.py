@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.build]
 
 @pytest.fixture(scope="module")
 def told() -> Iterator[dict[str, Stage | str]]:
-    stage = Stage(name="freehold-test", port=18646)
+    # Its own disk and server; keys and releases are those of the other tests.
+    stage = Stage(name="freehold-story", port=18650, library="freehold-test")
     stage.root.mkdir(parents=True, exist_ok=True)
     state: dict[str, Stage | str] = {"stage": stage, "failed": ""}
     yield state
