@@ -62,6 +62,7 @@ class Stage:
     def freehold(self, *arguments: str | Path, check: bool = True, stdin: bytes | None = None, timeout: float = 900) -> Completed:
         """Run a ``freehold`` command as a person would."""
         command = [os.fspath(argument) for argument in arguments]
+        self.root.mkdir(parents=True, exist_ok=True)
         with self.path("commands.log").open("a") as log:
             log.write(f"freehold {shlex.join(command)}\n")
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -28,3 +28,10 @@ def reference() -> Iterator[Reference]:
         yield made
     finally:
         end(stage)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_machine_at_a_time() -> Iterator[None]:
+    """No module leaves a machine running beside the next one's: there are two cores."""
+    yield
+    Stage(name="freehold-test").freehold("vm", "stop", "freehold-test", "--hard", check=False)
