@@ -23,7 +23,10 @@ CUTS = (
     ("staging", 0.0), ("staging", 0.4),
 )  # fmt: skip
 #: What must be the same after a refused update.
-STATE = "freehold status --json | grep -v last_check; ls -R /efi/EFI /sysroot/deployments /sysroot/images"
+STATE = (
+    "freehold status --json | python3 -c 'import json, sys; d = json.load(sys.stdin); d.pop(\"update\"); print(d)'; "
+    "ls -R /efi/EFI /sysroot/deployments /sysroot/images"
+)
 UPGRADE = "rm -f /run/progress; setsid freehold upgrade --progress-fd 3 3> /run/progress > /run/upgrade.log 2>&1 &"
 
 
