@@ -113,10 +113,12 @@ Step = Callable[[Stage], str]
 
 def end(stage: Stage) -> None:
     """Stop the machine and the server."""
-    stage.freehold("vm", "stop", stage.name, "--hard", check=False)
-    if stage.server is not None:
-        run.run(["kill", str(stage.server)], check=False)
-        stage.server = None
+    try:
+        stage.freehold("vm", "stop", stage.name, "--hard", check=False)
+    finally:
+        if stage.server is not None:
+            run.run(["kill", str(stage.server)], check=False)
+            stage.server = None
 
 
 def paint(text: str, code: str) -> str:

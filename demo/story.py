@@ -221,7 +221,7 @@ WAYS_OUT = (
     ("add a key to .fs-verity", "keyctl padd asymmetric x %:.fs-verity < /run/der", False),
     ("lower kernel lockdown", "echo none > /sys/kernel/security/lockdown", False),
     ("remount the tree writable", "mount -o remount,rw /", False),
-    ("set the guard back to open", "/usr/lib/freehold/guardctl latch open", False),
+    ("set the guard back to audit", "/usr/lib/freehold/guardctl latch audit", False),
 )  # fmt: skip
 
 
@@ -255,7 +255,8 @@ def updated(stage: Stage) -> str:
     version = next(one["version"] for one in status["deployments"] if one["booted"])
     want(version == "2", f"release {version} is booted")
     want(status["lock"]["state"] == "locked", "the machine came up open")
-    want(stage.shell("ls /var/canary", check=False) == "", "a back door fired")
+    # An interactive shell of root's would read its .bashrc.
+    want(stage.shell("bash -ic true 2>/dev/null; test -d /var/canary && ls -A /var/canary") == "", "a back door fired")
     want(stage.shell("ls -A /root | grep bashrc", check=False) == "", "root's .bashrc is believed")
     want(not root_runs(stage), "root's unsigned program runs")
     want(stage.shell("hostname; id -un alice; systemctl is-active hello") == "homestead\nalice\nactive", "configuration lost")

@@ -14,6 +14,7 @@ from freehold.build.disk import ALIGNMENT, ESP_SIZE
 from freehold.build.store import cache_directory
 from freehold.build.tools import ensure
 from freehold.monitor import NullMonitor
+from freehold.vm import state
 
 pytestmark = [pytest.mark.vm, pytest.mark.build]
 VICTIM = "/usr/bin/less"
@@ -66,16 +67,20 @@ def test_flipped_object_is_not_read(reference: Reference) -> None:
 
 
 def failed_boot(reference: Reference, disk: Path, *options: str) -> str:
+    """Everything that the machine said on its console before we gave up on it."""
+    console = state.paths(reference.stage.name).serial
+    before = console.stat().st_size if console.exists() else 0
     done = reference.start(disk, *options, timeout=45, check=False)
     assert done.status != 0, "the tampered machine answered"
-    return done.stderr.decode(errors="replace")
+    with console.open("rb") as log:
+        log.seek(before)
+        return log.read().decode(errors="replace")
 
 
 def test_flipped_image_does_not_boot(reference: Reference) -> None:
     disk = raw_copy(reference)
     flip(disk, block_of(reference, disk, f"/images/{manifest(reference)['image_digest']}") + 1200)
-    said = failed_boot(reference, disk)
-    assert "freehold: " in said or "erofs" in said or "Input/output" in said
+    assert "is refused: Input/output error" in failed_boot(reference, disk)
 
 
 def esp_file(reference: Reference, disk: Path) -> tuple[str, Path]:
@@ -111,8 +116,8 @@ def test_changed_command_line_is_refused_by_firmware(reference: Reference) -> No
     disk = raw_copy(reference)
     replace_uki(reference, disk, flip_digest=True)
     said = failed_boot(reference, disk, "--secure-boot", "--keys", str(reference.stage.keys))
+    assert "access denied" in said.lower()
     assert "Linux version" not in said
-    assert "freehold: the system image" not in said
 
 
 def test_untouched_copy_boots(reference: Reference) -> None:
