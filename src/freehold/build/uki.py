@@ -11,10 +11,11 @@ from freehold.keys.x509 import Signer
 
 STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 #: Sealed into every command line. No credentials from firmware or hypervisor; no writing through
-#: /proc/PID/mem past page protection; no raw writes below a mounted file system.
+#: /proc/PID/mem past page protection; no raw writes below a mounted file system. A kernel that panics restarts,
+#: so that boot counting goes on to the deployment before it.
 COMMAND_LINE = (
     "ro", "rootfstype=overlay", "systemd.import_credentials=no", "proc_mem.force_override=never",
-    "bdev_allow_write_mounted=0", "systemd.gpt_auto=0", "init_on_alloc=1",
+    "bdev_allow_write_mounted=0", "systemd.gpt_auto=0", "init_on_alloc=1", "panic=5",
 )  # fmt: skip
 
 
