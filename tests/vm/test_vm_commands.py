@@ -42,7 +42,7 @@ AFTER = (
     'mkdir -p "$1/boot/efi"; '
     'cp "$1"/boot/vmlinuz-* "$1/boot/efi/linux.efi"; cp "$1"/boot/initrd.img-* "$1/boot/efi/initrd"'
 )
-KERNEL_OPTIONS = "root=/dev/vda2 rw console=ttyS0 quiet systemd.show_status=0 net.ifnames=0"
+KERNEL_OPTIONS = "root=/dev/vda2 rw console=ttyS0 quiet systemd.show_status=0 net.ifnames=0 panic=5"
 ENTRY = f"title guest\nlinux /linux.efi\ninitrd /initrd\noptions {KERNEL_OPTIONS}\n"
 MIB = 1 << 20
 ESP_MIB, ROOT_MIB = 96, 1024
