@@ -25,6 +25,7 @@ from typing import Literal
 from freehold import atomic, run
 from freehold.boot import machine_files, prepare
 from freehold.errors import FreeholdError, NotHereError, VerificationError
+from freehold.keys.kernel import measure_verity
 from freehold.keys.verify import Keychain
 from freehold.lock import etc, guard, intent, mounts
 from freehold.lock.intent import Intent
@@ -104,8 +105,11 @@ def check_answer(signed: bytes) -> Intent:
     if not offer.accepted or offer.intent is None:
         raise VerificationError(f"the signed intent is refused: {offer.reason}", hint="make a new request on this machine")
     config = offer.intent.config
-    if config is not None and not (OWNER / "config" / config).is_file():
-        raise VerificationError("the signed intent names a configuration that this machine does not have")
+    if config is not None:
+        image = OWNER / "config" / config
+        # Its name is only a name: what is mounted over /etc is what the kernel measures.
+        if not image.is_file() or measure_verity(image) != bytes.fromhex(config):
+            raise VerificationError("the signed intent names a configuration that this machine does not have")
     return offer.intent
 
 
