@@ -16,6 +16,7 @@ from freehold import run
 from freehold.build import cpio, initrd, rootfs, uki
 from freehold.build.disk import ALIGNMENT, DEFAULT_SIZE, ESP_SIZE, MIB, derived_uuid, partition_table, uki_name
 from freehold.build.recipe import load as load_recipe
+from freehold.build.store import cache_directory
 from freehold.build.tools import Tools
 from freehold.build.tools import ensure as ensure_tools
 from freehold.errors import FreeholdError
@@ -161,7 +162,8 @@ def machine_settings(disk: Path) -> dict[str, object]:
     from freehold.vm import accel
 
     machine = Machine("bench", disk)
+    usable = accel.usable(ensure_tools(cache_directory(), NullMonitor()))
     return {
-        "accelerator": "kvm" if accel.usable() else "tcg", "cpus": machine.cpus, "memory_mib": machine.memory_mib,
+        "accelerator": "kvm" if usable else "tcg", "cpus": machine.cpus, "memory_mib": machine.memory_mib,
         "secure_boot": machine.secure_boot, "firmware": "OVMF", "snapshot": True,
     }  # fmt: skip

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from freehold import __version__, atomic, run
 from freehold.errors import FreeholdError
+from freehold.monitor import NullMonitor
+from freehold.vm import host
 
 SCHEMA = "freehold-bench-1"
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -104,12 +106,13 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(), "processor": model[1] if model else platform.machine(),
         "memory_mib": int(memory[1]) >> 10 if memory else None, "kernel": platform.release(),
         "system": system[1] if system else "unknown", "python": platform.python_version(), "freehold": __version__,
-        "qemu": version(["qemu-system-x86_64", "--version"]), "mmdebstrap": version(["mmdebstrap", "--version"]),
+        "qemu": version([*host.qemu(host.tools_tree(NullMonitor())), "--version"]),
+        "mmdebstrap": version(["mmdebstrap", "--version"]),
         "load": load(),
     }  # fmt: skip
 
 
-def version(argv: Sequence[str]) -> str:
+def version(argv: Sequence[run.Argument]) -> str:
     """The first line that a program says about its version."""
     if shutil.which(argv[0]) is None:
         return "not installed"

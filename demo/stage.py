@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,16 @@ class Stage:
         """A file of this run."""
         return self.root / name
 
+    def note(self, text: str) -> None:
+        """Add lines to the log of commands."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self.path("commands.log").open("a") as log:
+            log.write(f"{text}\n")
+
     def freehold(self, *arguments: str | Path, check: bool = True, stdin: bytes | None = None, timeout: float = 900) -> Completed:
         """Run a ``freehold`` command as a person would."""
         command = [os.fspath(argument) for argument in arguments]
-        self.root.mkdir(parents=True, exist_ok=True)
-        with self.path("commands.log").open("a") as log:
-            log.write(f"freehold {shlex.join(command)}\n")
+        self.note(f"freehold {shlex.join(command)}")
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
             if name in os.environ:
@@ -98,10 +103,10 @@ class Stage:
         """Restart the machine and wait for its answer."""
         self.freehold("vm", "reboot", self.name, "--timeout", "240", timeout=300)
 
-    def signed(self, verb: str) -> None:
+    def signed(self, verb: str, *options: str) -> None:
         """``lock`` or ``unlock`` with a key that the machine never sees: request there, signature here, answer there."""
         request = self.path(f"{verb}.request")
-        self.guest("freehold", verb, "--request", f"/run/{verb}.request")
+        self.guest("freehold", verb, *options, "--request", f"/run/{verb}.request")
         self.freehold("vm", "copy", self.name, f":/run/{verb}.request", request)
         self.freehold("sign", request, "--key", f"file:{self.keys / 'owner.key'}")
         self.copy(request.with_name(request.name + ".signed"), f"/run/{verb}.signed")
@@ -138,8 +143,11 @@ def tell(stage: Stage, steps: Sequence[tuple[str, Step]]) -> bool:
         started = time.monotonic()
         try:
             happened = step(stage)
-        except FreeholdError as error:
-            print(f"\n    {paint('FAILED', '31')}: {error.message}")
+        except Exception as error:
+            # A machine that answers nonsense is a failed step as well; how it came about is in the log.
+            stage.note(traceback.format_exc())
+            told = error.message if isinstance(error, FreeholdError) else f"{type(error).__name__}: {error}"
+            print(f"\n    {paint('FAILED', '31')}: {told}")
             print(f"demo: step {number} of {len(steps)} failed: {title}", flush=True)
             return False
         seconds = time.monotonic() - started

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,11 @@ ExecStart=/bin/sh -c 'echo {name} >> /var/canary/{name}'
 WantedBy=multi-user.target
 """
 HELLO = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/echo hello\n[Install]\nWantedBy=multi-user.target\n"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 package``, ``2 packages``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def data_url(text: str) -> str:
@@ -153,7 +159,7 @@ def open_controls(stage: Stage) -> str:
 def open_back_door(stage: Stage) -> str:
     """The control for persistence: a planted unit fires on the open machine."""
     plant_unit(stage, "control")
-    controls = [(what, script) for what, script, works in WAYS_OUT if works]
+    controls = [(what, script) for what, script, closed_anyway in WAYS_OUT if not closed_anyway]
     for what, script in controls:
         done = stage.guest("sh", "-c", script, check=False)
         want(done.status == 0, f"control: root could not {what} on the open machine: {done.stderr.decode()[-200:]}")
@@ -187,7 +193,7 @@ def publish(stage: Stage) -> str:
         log=stage.path("serve.log"), env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
     stage.server = serve.pid
-    return f"{said}; {len(changes['packages'])} packages differ; served over HTTP"
+    return f"{said}; {counted(len(changes['packages']), 'package')} changed; served over HTTP"
 
 
 def lock(stage: Stage) -> str:
@@ -207,30 +213,32 @@ def refused(stage: Stage) -> str:
     return "root's unsigned program is refused by the kernel; alice's and her container's still run"
 
 
-#: What root tries on the locked machine, and whether the same act works on the open one (the control). The
-#: others are closed in every state: the sealed tree is read-only, the key ring is sealed, lockdown only rises.
+#: What root tries on the locked machine. The same act works on the open one (the control), or else it is closed in every
+#: state and the refusal has to give the reason: the tree is read-only, the key ring is sealed, lockdown and guard only rise.
 WAYS_OUT = (
-    ("write into the owner's directory", "touch /sysroot/owner/config/x && rm /sysroot/owner/config/x", True),
-    ("move the owner's directory", "mv /sysroot/owner /sysroot/gone && mv /sysroot/gone /sysroot/owner", True),
+    ("write into the owner's directory", "touch /sysroot/owner/config/x && rm /sysroot/owner/config/x", ""),
+    ("move the owner's directory", "mv /sysroot/owner /sysroot/gone && mv /sysroot/gone /sysroot/owner", ""),
     ("write to the raw disk", "dd if=/dev/vda of=/run/block bs=512 count=1 skip=34 && "
-                              "dd if=/run/block of=/dev/vda bs=512 count=1 seek=34 conv=notrunc", True),
-    ("have the kernel start a helper", "echo core > /proc/sys/kernel/core_pattern", True),
-    ("remove the guard's pins", "rm /sys/fs/bpf/freehold/link_guard_exec", True),
-    ("unmount its file system", "umount -l /sys/fs/bpf", True),
-    ("delete the owner's intent", "rm /sysroot/owner/intent", False),
-    ("add a key to .fs-verity", "keyctl padd asymmetric x %:.fs-verity < /run/der", False),
-    ("lower kernel lockdown", "echo none > /sys/kernel/security/lockdown", False),
-    ("remount the tree writable", "mount -o remount,rw /", False),
-    ("set the guard back to audit", "/usr/lib/freehold/guardctl latch audit", False),
+                              "dd if=/run/block of=/dev/vda bs=512 count=1 seek=34 conv=notrunc", ""),
+    ("have the kernel start a helper", "echo core > /proc/sys/kernel/core_pattern", ""),
+    ("remove the guard's pins", "rm /sys/fs/bpf/freehold/link_guard_exec", ""),
+    ("unmount its file system", "umount -l /sys/fs/bpf", ""),
+    ("delete the owner's intent", "rm /sysroot/owner/intent", "Operation not permitted"),
+    ("add a key to .fs-verity", "keyctl padd asymmetric x %:.fs-verity < /run/der", "Operation not permitted"),
+    ("lower kernel lockdown", "echo none > /sys/kernel/security/lockdown", "not permitted"),
+    ("remount the tree writable", "mount -o remount,rw /", "read-only"),
+    ("set the guard back to audit", "/usr/lib/freehold/guardctl latch audit", "the latch refused: Operation not permitted"),
 )  # fmt: skip
 
 
 def ways_out(stage: Stage) -> str:
     """Root tries to get out."""
     stage.copy(stage.keys / "owner.der", "/run/der")
-    for what, script, _ in WAYS_OUT:
+    for what, script, reason in WAYS_OUT:
         done = stage.guest("sh", "-c", script, check=False)
         want(done.status != 0, f"root could {what}")
+        said = done.stderr.decode(errors="replace")
+        want(reason in said, f"root could not {what}, for another reason than the lock's: {said.strip()[-200:]}")
     want(stage.shell("cat /sysroot/owner/intent | head -1") == "freehold-intent 1", "the intent is gone")
     want(not root_runs(stage), "root's unsigned program runs")
     named = ", ".join(what for what, _, _ in WAYS_OUT[:3])
@@ -307,6 +315,8 @@ STORY = (
 
 def main() -> int:
     """Play the story; 0 when every step passed. The machine and the server end in any case."""
+    # Ended from outside, the demo still switches its machine off.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     stage = Stage()
     stage.root.mkdir(parents=True, exist_ok=True)
     stage.path("commands.log").write_text("")

@@ -36,7 +36,7 @@ def options(argv: list[str], name: str) -> list[str]:
 
 
 def test_plain_machine() -> None:
-    argv = machine.command(Machine("one", Path("/d/a,b.raw")), WIRING)
+    argv = machine.arguments(Machine("one", Path("/d/a,b.raw")), WIRING)
     assert options(argv, "-accel") == ["tcg,thread=multi"]
     assert options(argv, "-machine") == ["q35,smm=off"]
     disk = next(value for value in options(argv, "-drive") if "id=disk0" in value)
@@ -53,7 +53,7 @@ def test_machine_with_everything() -> None:
         "one", Path("/d/x"), secure_boot=True, tpm=True, snapshot=True, memory_mib=4096, cpus=4,
         ignition=Path("/i,j"), forwards=(Forward(8080, 80),), extra=("-smbios", "type=11"),
     )  # fmt: skip
-    argv = machine.command(wanted, dataclasses.replace(WIRING, accelerator="kvm", disk_format="qcow2"))
+    argv = machine.arguments(wanted, dataclasses.replace(WIRING, accelerator="kvm", disk_format="qcow2"))
     assert options(argv, "-accel") == ["kvm"]
     assert options(argv, "-cpu") == ["host"]
     assert options(argv, "-machine") == ["q35,smm=on"]

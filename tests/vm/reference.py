@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from demo.stage import Stage
 
 from freehold import run
+from freehold.build.store import cache_directory
+from freehold.build.tools import ensure
+from freehold.monitor import NullMonitor
+from freehold.vm import Machine, start
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class Reference:
         """A fresh disk over :attr:`disk`; what is written to it does not touch the base."""
         path = self.stage.path(f"{name}.qcow2")
         path.unlink(missing_ok=True)
-        run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", self.disk, "-F", "raw", path])
+        tools = ensure(cache_directory(), NullMonitor())
+        tools.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", self.disk, "-F", "raw", path], binds=[path.parent])
         return path
 
     def start(self, disk: Path, *options: str, timeout: int = 200, check: bool = True) -> run.Completed:
@@ -31,3 +37,29 @@ class Reference:
         return self.stage.freehold(
             "vm", "start", disk, "--name", self.stage.name, "--timeout", str(timeout), *options, check=check, timeout=timeout + 60
         )
+
+    def cold_reboot(self) -> None:
+        """The reset button, once what was written is on the disk."""
+        self.stage.guest("sync")
+        self.stage.freehold("vm", "reboot", self.stage.name, "--hard", "--timeout", "240", timeout=300)
+
+    def refused_boot(self, disk: Path, why: str, *, secure_boot: bool = False, timeout: float = 90, grace: float = 4) -> str:
+        """Boot a disk that must not come up: what its console said, ``why`` in it.
+
+        Fails when the guest answers (also ``grace`` seconds after the refusal), or never says why.
+        """
+        self.stage.freehold("vm", "stop", self.stage.name, "--hard", check=False)
+        keys = (self.stage.keys,) if secure_boot else ()
+        machine = Machine(self.stage.name, disk, secure_boot=secure_boot, keys=keys)
+        vm = start(machine, NullMonitor(), wait=False)
+        try:
+            deadline = time.monotonic() + timeout
+            while why not in (said := vm.serial().decode(errors="replace")):
+                assert not vm.has_agent(), "the machine came up"
+                assert time.monotonic() < deadline, f"the console never said {why!r}: {said[-1500:]}"
+                time.sleep(0.3)
+            time.sleep(grace)
+            assert not vm.has_agent(), f"the machine came up after it said {why!r}"
+            return vm.serial().decode(errors="replace")
+        finally:
+            vm.stop(hard=True)

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 
 from freehold import run
+from freehold.build.packages import Archive
 from freehold.build.tools import Tools, ensure
 from freehold.monitor import NullMonitor
+from freehold.vm import host
 
 pytestmark = pytest.mark.vm
 
@@ -118,12 +120,19 @@ def kernel_tree(tools: Tools) -> Path:
         partial = tree.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        depends = tools.run(["apt-cache", "depends", KERNEL_PACKAGE]).text
+        # The builder's own way to packages: a fresh tools tree has no package lists.
+        archive = Archive(tools, cache(), tools.sources(("security", "updates")), partial, recommends=False)
+        tools.run(["sh", "-c", "dpkg-scanpackages . /dev/null > Packages"], binds=[partial], cwd=partial)
+        archive.refresh()
+        depends = tools.run(["apt-cache", *archive.options(), "depends", KERNEL_PACKAGE], binds=[archive.directory]).text
         package = next(word for word in depends.split() if word.startswith("linux-image-6."))
-        tools.run(["apt-get", "download", package], network=True, binds=[partial], cwd=partial)
-        for archive in partial.glob("*.deb"):
-            tools.run(["dpkg-deb", "-x", archive, partial], binds=[partial])
-            archive.unlink()
+        tools.run(
+            ["apt-get", *archive.options(), "download", package],
+            network=True, binds=[partial, archive.directory], ro_binds=[archive.debs], cwd=partial,
+        )  # fmt: skip
+        for deb in partial.glob("*.deb"):
+            tools.run(["dpkg-deb", "-x", deb, partial], binds=[partial])
+            deb.unlink()
         partial.rename(tree)
     return tree
 
@@ -143,7 +152,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
     vmlinuz = next((kernel / "boot").glob("vmlinuz-*"))
     done = run.run(
         [
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
+            *host.qemu(tools), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
             "-m", "768", "-nographic", "-no-reboot", "-net", "none", "-kernel", vmlinuz, "-initrd", work / "initrd",
             "-drive", f"file={work / 'disk'},if=virtio,format=raw", "-append", KERNEL_OPTIONS,
         ],

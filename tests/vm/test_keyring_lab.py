@@ -28,6 +28,7 @@ from freehold import run
 from freehold.build import cpio
 from freehold.keys import verity
 from freehold.keys.x509 import Signer, create, load_signer
+from freehold.vm import host
 
 pytestmark = pytest.mark.vm
 
@@ -144,7 +145,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     vmlinuz = next((kernel / "boot").glob("vmlinuz-*"))
     done = run.run(
         [
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
+            *host.qemu(tools), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
             "-m", "512", "-nographic", "-no-reboot", "-net", "none", "-kernel", vmlinuz, "-initrd", work / "initrd",
             "-drive", f"file={work / 'disk'},if=virtio,format=raw", "-append", KERNEL_OPTIONS,
         ],

@@ -7,12 +7,15 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.vm.reference import Reference
 
-from freehold.server.serve import Server
+from freehold import run
+from freehold.keys.x509 import load_signer
+from freehold.server.serve import Handler, Server
 
 pytestmark = [pytest.mark.vm, pytest.mark.build]
 
@@ -20,7 +23,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.build]
 CUTS = (
     ("asking", 0.0), ("fetching content", 0.1), ("fetching content", 1.5), ("verifying content", 0.1),
     ("verifying content", 4.0), ("fetching image", 0.0), ("fetching kernel", 0.0), ("fetching kernel", 0.6),
-    ("staging", 0.0), ("staging", 0.4),
+    ("staging", 0.0), ("staging", 6.0),
 )  # fmt: skip
 #: What must be the same after a refused update.
 STATE = (
@@ -63,6 +66,8 @@ def test_power_cuts(reference: Reference) -> None:
         if version == "2":
             disk = reference.overlay("cuts")
             reference.start(disk)
+    # The points were well chosen only if both were found.
+    assert seen == {"1", "2"}
     # The next command works without repair, and the update arrives.
     stage.guest("freehold", "upgrade", timeout=300)
     assert stage.shell("ostree --repo=/sysroot/repo fsck -q >/dev/null && echo sound") == "sound"
@@ -70,30 +75,54 @@ def test_power_cuts(reference: Reference) -> None:
     assert booted(reference) == "2"
 
 
+class Dying(Handler):
+    """Serves so many requests, then the network is gone."""
+
+    left = 60
+
+    def do_GET(self) -> None:  # noqa: N802 (the base class's name)
+        """Send the file, or nothing and no goodbye."""
+        Dying.left -= 1
+        if Dying.left < 0:
+            raise ConnectionAbortedError
+        super().do_GET()
+
+
+def sign_again(tree: Path, key: Path) -> None:
+    """Everything a publisher signs, consistently, by ``key``."""
+    signer = load_signer(f"file:{key}", ask=lambda _: b"")
+    for document in (tree / "streams/stable.json", tree / "releases/2/manifest.json"):
+        document.with_name(document.name + ".sig").write_bytes(signer.sign(document.read_bytes()))
+
+
 def test_hostile_servers(reference: Reference) -> None:
     stage = reference.stage
     reference.start(reference.overlay("hostile"))
     before = stage.shell(STATE)
     port = stage.port + 1
+    stranger = stage.path("stranger-release")
+    shutil.rmtree(stranger, ignore_errors=True)
+    stage.freehold("key", "new", "stranger", "--role", "release", "--no-passphrase", "--out", stranger)
 
-    def offered(name: str, change: object) -> None:
+    def refused(name: str, reason: str) -> None:
+        done = stage.guest("freehold", "upgrade", check=False, timeout=400)
+        text = done.stderr.decode()
+        assert done.status == 1, (name, text)
+        assert reason in text, (name, text)
+        assert "Traceback" not in text, name
+        assert stage.shell(STATE) == before, name
+
+    def offered(name: str, reason: str, change: Callable[[Path], object], handler: type[Handler] = Handler) -> None:
         tree = stage.path("hostile")
         shutil.rmtree(tree, ignore_errors=True)
-        shutil.copytree(stage.path("www"), tree, ignore=shutil.ignore_patterns("repo"))
-        (tree / "repo").mkdir()
-        assert callable(change)
+        run.run(["cp", "-a", "--reflink=auto", stage.path("www"), tree])
         change(tree)
         server = Server(tree, ("127.0.0.1", port))
+        server.RequestHandlerClass = handler
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            stage.shell(f"sed -i 's,:[0-9]*\",:{port}\",' /etc/freehold/update.toml")
-            done = stage.guest("freehold", "upgrade", check=False)
-            assert done.status == 1, name
-            text = done.stderr.decode()
-            assert "Traceback" not in text, name
-            after = stage.shell(STATE)
-            assert after == before, name
+            refused(name, reason)
         finally:
             server.shutdown()
             server.server_close()
@@ -101,12 +130,25 @@ def test_hostile_servers(reference: Reference) -> None:
     def manifest(tree: Path) -> Path:
         return tree / "releases/2/manifest.json"
 
-    offered("garbage", lambda tree: (tree / "streams/stable.json").write_bytes(b"\x00" * 5000))
-    offered("unsigned", lambda tree: (tree / "streams/stable.json.sig").unlink())
-    offered("changed manifest", lambda tree: manifest(tree).write_bytes(manifest(tree).read_bytes().replace(b'"2"', b'"3"')))
-    offered("wrong signature", lambda tree: (tree / "streams/stable.json.sig").write_bytes(b"\x01" * 256))
-    offered("half a manifest", lambda tree: manifest(tree).write_bytes(manifest(tree).read_bytes()[:700]))
-    offered("no content", lambda tree: None)
-    # The control: the true server.
+    stage.shell(f"sed -i 's,:[0-9]*\",:{port}\",' /etc/freehold/update.toml")
+    not_signed = "no certificate of role release made this signature"
+    offered("garbage", not_signed, lambda tree: (tree / "streams/stable.json").write_bytes(b"\x00" * 5000))
+    offered("unsigned", "stable.json.sig: the server answered 404", lambda tree: (tree / "streams/stable.json.sig").unlink())
+    offered("changed manifest", not_signed,
+            lambda tree: manifest(tree).write_bytes(manifest(tree).read_bytes().replace(b'"2"', b'"3"')))
+    offered("wrong signature", not_signed, lambda tree: (tree / "streams/stable.json.sig").write_bytes(b"\x01" * 256))
+    offered("a stranger's key", not_signed, lambda tree: sign_again(tree, stranger / "stranger.key"))
+    offered("half a manifest", not_signed, lambda tree: manifest(tree).write_bytes(manifest(tree).read_bytes()[:700]))
+    offered("no content", "could not be fetched", lambda tree: shutil.rmtree(tree / "repo"))
+    offered("network gone half-way", "could not be fetched", lambda tree: None, Dying)
+    assert Dying.left < 0, "the network was never cut"
+    # A full disk: seen before the download, and in the middle of it.
     stage.shell(f"sed -i 's,:[0-9]*\",:{stage.port}\",' /etc/freehold/update.toml")
-    assert stage.guest("freehold", "upgrade", "--check").status == 0
+    fill = "fallocate -l $(($(df --output=avail -B1 /var | tail -1) - {left} * 1048576)) /var/fill"
+    for left, reason in ((20, "no room for 2"), (120, "could not be fetched")):
+        stage.shell(fill.format(left=left))
+        refused(f"{left} MiB free", reason)
+        stage.shell("rm /var/fill")
+    # The control: the true server and a disk with room, after all that, without repair.
+    assert stage.guest("freehold", "upgrade", timeout=400).status == 0
+    assert stage.shell(STATE) != before

@@ -84,8 +84,9 @@ def build_guest(work: Path) -> Path:
     (work / "loader.conf").write_text("timeout 0\n")
     esp.touch()
     os.truncate(esp, ESP_MIB * MIB)
-    run.run(["mkfs.vfat", "-n", "ESP", esp])
-    run.run(["mmd", "-i", esp, "::EFI", "::EFI/BOOT", "::loader", "::loader/entries"])
+    tree_tools = tools()
+    tree_tools.run(["mkfs.vfat", "-n", "ESP", esp], binds=[work])
+    tree_tools.run(["mmd", "-i", esp, "::EFI", "::EFI/BOOT", "::loader", "::loader/entries"], binds=[work])
     for source, target in (
         (tree / "usr/lib/systemd/boot/efi/systemd-bootx64.efi", "EFI/BOOT/BOOTX64.EFI"),
         (tree / "boot/efi/linux.efi", "linux.efi"),
@@ -93,10 +94,10 @@ def build_guest(work: Path) -> Path:
         (work / "entry", "loader/entries/guest.conf"),
         (work / "loader.conf", "loader/loader.conf"),
     ):
-        run.run(["mcopy", "-i", esp, source, f"::{target}"])
+        tree_tools.run(["mcopy", "-i", esp, source, f"::{target}"], binds=[work])
     root.touch()
     os.truncate(root, ROOT_MIB * MIB)
-    run.run(["mkfs.ext4", "-q", "-F", "-d", tree, root])
+    tree_tools.run(["mkfs.ext4", "-q", "-F", "-d", tree, root], binds=[work])
     disk.touch()
     os.truncate(disk, (ESP_MIB + ROOT_MIB + 4) * MIB)
     entries = ((1, ESP_MIB, ESP_TYPE), (ESP_MIB + 1, ROOT_MIB, LINUX_TYPE))
@@ -305,7 +306,7 @@ def test_a_boot_that_fails_shows_the_console(tmp_path: Path) -> None:
 
 def test_broken_kvm_is_noticed(tmp_path: Path) -> None:
     """A host may offer /dev/kvm on which nothing lives: the probe says so, and so does a start that insists."""
-    if not os.access(accel.KVM, os.R_OK | os.W_OK) or accel.usable():
+    if not os.access(accel.KVM, os.R_OK | os.W_OK) or accel.usable(tools()):
         pytest.skip("KVM works here, or is not there")
     disk = tmp_path / "empty.raw"
     disk.touch()
@@ -319,7 +320,7 @@ def test_broken_kvm_is_noticed(tmp_path: Path) -> None:
         start(Machine("falls-back", disk, memory_mib=512, timeout=8), NullMonitor())
     assert caught.value.status == "silent"
     assert any("BdsDxe" in line for line in caught.value.console)
-    assert not accel.usable()
+    assert not accel.usable(tools())
 
 
 def tools() -> Tools:
@@ -353,18 +354,18 @@ def test_secure_boot(tmp_path: Path) -> None:
     run.run(["cp", "--sparse=always", guest_disk(), disk])
     for name in ("EFI/BOOT/BOOTX64.EFI", "linux.efi"):
         plain, signed = tmp_path / "plain.efi", tmp_path / "signed.efi"
-        run.run(["mcopy", "-o", "-i", f"{disk}@@1M", f"::{name}", plain])
+        tree.run(["mcopy", "-o", "-i", f"{disk}@@1M", f"::{name}", plain], binds=[tmp_path])
         tree.run(["sbsign", "--key", key, "--cert", owner, "--output", signed, plain], binds=[tmp_path])
-        run.run(["mcopy", "-o", "-i", f"{disk}@@1M", signed, f"::{name}"])
+        tree.run(["mcopy", "-o", "-i", f"{disk}@@1M", signed, f"::{name}"], binds=[tmp_path])
     machine = Machine("secure", disk, secure_boot=True, snapshot=True, keys=(owner,), memory_mib=1024)
-    running = start(machine, NullMonitor(), tools=tree.run)
+    running = start(machine, NullMonitor())
     try:
         variable = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
         assert running.read_file(variable)[-1] == 1
     finally:
         running.stop(hard=True)
     refused = Machine("refused", disk, secure_boot=True, snapshot=True, keys=(stranger,), memory_mib=1024)
-    running = start(refused, NullMonitor(), tools=tree.run, wait=False)
+    running = start(refused, NullMonitor(), wait=False)
     try:
         deadline = time.monotonic() + 120
         while b"Access Denied" not in running.serial() and b"Security Violation" not in running.serial():

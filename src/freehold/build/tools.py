@@ -8,6 +8,7 @@ recent Debian. Nothing in it ships: it only has the programs that build.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +24,15 @@ SUITE = "trixie"
 PACKAGES = (
     "apt binutils bpftool bzip2 ca-certificates clang cpio debhelper dh-python dosfstools dpkg-dev e2fsprogs "
     "erofs-utils fakeroot fdisk file fsverity gcc keyutils kmod libbpf-dev libc6-dev libelf-dev libzstd-dev "
-    "linux-bpf-dev llvm make mmdebstrap mount mtools openssl ostree pybuild-plugin-pyproject python3-all "
-    "python3-cryptography python3-setuptools python3-virt-firmware qemu-utils sbsigntool systemd-boot-efi "
-    "systemd-ukify util-linux xz-utils zlib1g-dev zstd"
+    "linux-bpf-dev llvm make mmdebstrap mount mtools openssl ostree ovmf pybuild-plugin-pyproject python3-all "
+    "python3-cryptography python3-setuptools python3-virt-firmware qemu-system-x86 qemu-utils sbsigntool swtpm "
+    "systemd-boot-efi systemd-ukify util-linux xz-utils zlib1g-dev zstd"
 ).split()
 #: Host programs without which there is no tools tree.
 HOST_PROGRAMS = ("mmdebstrap", "bwrap")
+#: The tree's own dynamic loader, and where its libraries are.
+LOADER = "lib64/ld-linux-x86-64.so.2"
+LIBRARIES = ("usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/swtpm")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,15 @@ class Tools:
         """Run ``command`` in the tools tree; as :func:`freehold.run.run` otherwise."""
         argv = self.argv(command, binds=binds, ro_binds=ro_binds, network=network, cwd=cwd, env=env)
         return run.run(argv, stdin=stdin, check=check, stdout=stdout)
+
+    def beside(self, program: str) -> list[Argument]:
+        """The begin of a command line that runs the tree's ``program`` among the host's files, network and processes.
+
+        For what outlives us, a virtual machine: the tree's loader and libraries are used, and the process is the
+        program itself, with no sandbox around it.
+        """
+        libraries = ":".join(os.fspath(self.root / place) for place in LIBRARIES)
+        return [self.root / LOADER, "--library-path", libraries, self.root / "usr/bin" / program]
 
     def sources(self, pockets: Sequence[str]) -> str:
         """apt source lines of the default mirror for the suite and the chosen ``pockets``."""

@@ -41,7 +41,15 @@ def denials() -> list[dict[str, Any]]:
 def preflight() -> list[dict[str, Any]]:
     """Privileged processes that already hold what the lock would not let them get: code mappings, files of the owner."""
     answer = _ask("preflight", check=False)
-    return [*answer["mappings"], *answer["writers"]]
+    return [{"comm": _name(row.get("pid")), **row} for row in [*answer["mappings"], *answer["writers"]]]
+
+
+def _name(pid: object) -> str:
+    """What the process calls itself; it may have ended since."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return "?"
 
 
 def latch(wanted: str) -> None:

@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 
 from freehold import atomic, run
+from freehold.build.tools import Tools
 from freehold.monitor import Monitor
-from freehold.vm import firmware, state
-from freehold.vm.machine import QEMU, accelerator_options
+from freehold.vm import firmware, host, state
+from freehold.vm.machine import accelerator_options
 
 KVM = Path("/dev/kvm")
 #: Seconds for the firmware to reach its boot manager; it takes one or two where KVM works.
@@ -28,15 +29,15 @@ _REACHED = b"BdsDxe"
 _BROKEN = (b"KVM internal error", b"failed to initialize kvm", b"error: kvm")
 
 
-def choose(monitor: Monitor) -> str:
+def choose(monitor: Monitor, tools: Tools) -> str:
     """``kvm`` where that works, else ``tcg``, with one line that says so."""
-    if not usable():
+    if not usable(tools):
         monitor.message("no usable KVM: emulating, expect it to be slow")
         return "tcg"
     return "kvm"
 
 
-def usable() -> bool:
+def usable(tools: Tools) -> bool:
     """Whether KVM boots the firmware here, tried once a boot of the host."""
     if not os.access(KVM, os.R_OK | os.W_OK):
         return False
@@ -44,7 +45,7 @@ def usable() -> bool:
         kept = json.loads(_memory().read_text())
         if kept.get("boot") == state.host_boot() and isinstance(kept.get("usable"), bool):
             return bool(kept["usable"])
-    works = probe()
+    works = probe(tools)
     remember(works)
     return works
 
@@ -55,14 +56,14 @@ def remember(works: bool) -> None:
     atomic.write(_memory(), json.dumps({"boot": state.host_boot(), "usable": works}) + "\n")
 
 
-def probe() -> bool:
+def probe(tools: Tools) -> bool:
     """Start the firmware under KVM and see whether it reaches its boot manager."""
-    files = firmware.find(secure=False)
+    files = firmware.find(host.firmware_folder(tools), secure=False)
     with tempfile.TemporaryDirectory(prefix="freehold-kvm-") as place:
         log, console = Path(place) / "log", Path(place) / "console"
         process = run.start(
             [
-                QEMU, "-nodefaults", "-no-user-config", "-machine", "q35", *accelerator_options("kvm"), "-m", "256",
+                *host.qemu(tools), "-nodefaults", "-no-user-config", "-machine", "q35", *accelerator_options("kvm"), "-m", "256",
                 "-display", "none", "-no-reboot", "-serial", f"file:{console}",
                 "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={files.code}",
                 "-drive", f"if=pflash,unit=1,format=raw,snapshot=on,file={files.variables}",

@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 
 from freehold import atomic
+from freehold.build.tools import Tools
 from freehold.errors import BusyError, FreeholdError
 from freehold.monitor import Monitor, step
 from freehold.run import Argument, Completed
-from freehold.vm import accel, keyboard, qmp, state
+from freehold.vm import accel, host, keyboard, qmp, state
 from freehold.vm.agent import Agent, AgentGoneError
-from freehold.vm.firmware import ToolRunner
 from freehold.vm.guest import Guest
 from freehold.vm.launch import launch
 from freehold.vm.machine import AGENT_LABEL, BOOT_TIMEOUT, Machine
@@ -207,14 +207,15 @@ class VirtualMachine:
         return BootError(f"{self.name} did not answer within {limit:g} s", console=console, hint=hint, status="silent")
 
 
-def start(machine: Machine, monitor: Monitor, *, tools: ToolRunner | None = None, wait: bool = True) -> VirtualMachine:
+def start(machine: Machine, monitor: Monitor, *, wait: bool = True) -> VirtualMachine:
     """Start ``machine`` and (``wait``) return when its guest answers.
 
     Raises :class:`BusyError` when one of that name runs, :class:`BootError` when it does not come to
     answer (it is switched off then), and what :func:`freehold.vm.launch.launch` raises. Where KVM
     was chosen for the machine and turns out to be broken, it is started again emulated.
     """
-    chosen = machine.accelerator or accel.choose(monitor)
+    tools = host.tools_tree(monitor)
+    chosen = machine.accelerator or accel.choose(monitor, tools)
     running = _locked_launch(machine, chosen, monitor, tools)
     if not wait:
         return running
@@ -237,7 +238,7 @@ def attach(name: str) -> VirtualMachine:
     return VirtualMachine(state.required(name))
 
 
-def _locked_launch(machine: Machine, chosen: str, monitor: Monitor, tools: ToolRunner | None) -> VirtualMachine:
+def _locked_launch(machine: Machine, chosen: str, monitor: Monitor, tools: Tools) -> VirtualMachine:
     with atomic.exclusive(state.paths(machine.name).lock, f"the machine {machine.name}"):
         present = state.read(machine.name)
         if present is not None and present.alive:

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from freehold import run
-from freehold.errors import InputError, NotHereError
+from freehold.errors import InputError
 from freehold.run import Argument, Completed
 
-#: Where Debian 12 and 13 (package ovmf) and their derivatives have the 4 MiB builds.
-FOLDERS = (Path("/usr/share/OVMF"), Path("/usr/share/edk2/ovmf"), Path("/usr/share/edk2/x64"))
 #: Owner of the entries in the variables; the number means nothing beyond "put there by us".
 OWNER = "4d1bd6a5-3ef0-46a5-9c0e-6b3f1c2a7e58"
 MAX_CERTIFICATE = 64 << 10
@@ -50,14 +47,9 @@ class Certificate:
     owner: bool = False
 
 
-def find(*, secure: bool) -> Firmware:
-    """The host's firmware, with or without Secure Boot; :class:`NotHereError` when it is not installed."""
-    code = "OVMF_CODE_4M.secboot.fd" if secure else "OVMF_CODE_4M.fd"
-    for folder in FOLDERS:
-        found = Firmware(folder / code, folder / "OVMF_VARS_4M.fd")
-        if found.code.exists() and found.variables.exists():
-            return found
-    raise NotHereError(f"the firmware {code} is not installed", hint="install the package ovmf")
+def find(folder: Path, *, secure: bool) -> Firmware:
+    """The firmware in ``folder`` (the 4 MiB builds of Debian's package ovmf), with or without Secure Boot."""
+    return Firmware(folder / ("OVMF_CODE_4M.secboot.fd" if secure else "OVMF_CODE_4M.fd"), folder / "OVMF_VARS_4M.fd")
 
 
 def certificates(places: Sequence[Path]) -> list[Certificate]:
@@ -123,7 +115,7 @@ def variables_command(template: Path, output: Path, files: Sequence[tuple[str, P
     return argv
 
 
-def prepare(template: Path, output: Path, found: Sequence[Certificate], tools: ToolRunner | None) -> None:
+def prepare(template: Path, output: Path, found: Sequence[Certificate], tools: ToolRunner) -> None:
     """Write ``output``: ``template``'s variables with Secure Boot on and the certificates enrolled."""
     folder = output.parent
     files = []
@@ -135,12 +127,7 @@ def prepare(template: Path, output: Path, found: Sequence[Certificate], tools: T
     base = folder / "template.fd"
     base.write_bytes(template.read_bytes())
     try:
-        (tools or _host_tool)(variables_command(base, output, files), binds=(folder,))
+        tools(variables_command(base, output, files), binds=(folder,))
     finally:
         for file in [base, *(file for _, file in files)]:
             file.unlink(missing_ok=True)
-
-
-def _host_tool(argv: Sequence[Argument], /, *, binds: Sequence[Path] = ()) -> Completed:
-    """Run a tool that the host itself has; every directory is visible to it."""
-    return run.run(argv)

@@ -12,17 +12,18 @@ import time
 from pathlib import Path
 
 from freehold import atomic, run
+from freehold.build.tools import Tools
 from freehold.errors import FreeholdError, InputError
 from freehold.monitor import Monitor
-from freehold.vm import firmware, state
-from freehold.vm.machine import QCOW2_MAGIC, Machine, Wiring, command, disk_format
+from freehold.vm import firmware, host, state
+from freehold.vm.machine import QCOW2_MAGIC, Machine, Wiring, arguments, disk_format
 
 #: Seconds until a started program has made its socket.
 SOCKET_SECONDS = 15.0
 
 
 def launch(
-    machine: Machine, accelerator: str, monitor: Monitor, tools: firmware.ToolRunner | None
+    machine: Machine, accelerator: str, monitor: Monitor, tools: Tools
 ) -> tuple[state.Record, subprocess.Popen[bytes]]:
     """Start ``machine`` and write its record. The caller holds the machine's lock.
 
@@ -31,7 +32,7 @@ def launch(
     """
     places = state.paths(machine.name)
     kind = _disk_kind(machine)
-    files = firmware.find(secure=machine.secure_boot)
+    files = firmware.find(host.firmware_folder(tools), secure=machine.secure_boot)
     shutil.rmtree(places.run, ignore_errors=True)
     for folder in (places.run, places.keep):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -44,11 +45,13 @@ def launch(
             qmp=places.qmp, human=places.human, agent=places.agent, serial=places.serial, tpm=places.tpm,
         )  # fmt: skip
         with contextlib.ExitStack() as undo:
-            helper = _start_tpm(tpm, places) if machine.tpm else None
+            helper = _start_tpm(tpm, places, tools) if machine.tpm else None
             if helper is not None:
                 undo.callback(_end, helper)
             # A snapshot's changes go to a file without a name: not in /tmp, which may be memory.
-            process = run.start(command(machine, wiring), log=places.qemu_log, env={"TMPDIR": str(places.run)})
+            process = run.start(
+                [*host.qemu(tools), *arguments(machine, wiring)], log=places.qemu_log, env={"TMPDIR": str(places.run)}
+            )
             undo.callback(_end, process)
             record = state.Record(
                 name=machine.name, disk=str(machine.disk), accelerator=accelerator, pid=process.pid,
@@ -58,7 +61,7 @@ def launch(
             )  # fmt: skip
             state.save(record)
             undo.callback(places.record.unlink, missing_ok=True)
-            _await(places.qmp, process, places.qemu_log)
+            _await(places.qmp, process, places.qemu_log, "QEMU")
             undo.pop_all()
     except BaseException:
         shutil.rmtree(places.run, ignore_errors=True)
@@ -85,7 +88,7 @@ def _mark(serial: Path, name: str) -> int:
 
 
 def _firmware_state(
-    machine: Machine, places: state.Paths, files: firmware.Firmware, monitor: Monitor, tools: firmware.ToolRunner | None
+    machine: Machine, places: state.Paths, files: firmware.Firmware, monitor: Monitor, tools: Tools
 ) -> tuple[Path, Path]:
     """The machine's variables and TPM directory: kept ones of the same disk, else new ones; a snapshot gets copies."""
     found = firmware.certificates(machine.keys) if machine.secure_boot else []
@@ -101,7 +104,7 @@ def _firmware_state(
         shutil.rmtree(kept_tpm, ignore_errors=True)
         fresh = places.run / "fresh.fd"
         if found:
-            firmware.prepare(files.variables, fresh, found, tools)
+            firmware.prepare(files.variables, fresh, found, tools.run)
         else:
             shutil.copyfile(files.variables, fresh)
             if machine.secure_boot:
@@ -122,23 +125,22 @@ def _identity(machine: Machine, files: firmware.Firmware, found: list[firmware.C
     return {"disk": [facts.st_dev, facts.st_ino], "code": str(files.code), "keys": keys}
 
 
-def _start_tpm(folder: Path, places: state.Paths) -> subprocess.Popen[bytes]:
+def _start_tpm(folder: Path, places: state.Paths, tools: Tools) -> subprocess.Popen[bytes]:
     argv = [
-        "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--ctrl", f"type=unixio,path={places.tpm}",
+        *host.swtpm(tools), "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--ctrl", f"type=unixio,path={places.tpm}",
         "--terminate", "--flags", "startup-clear",
     ]  # fmt: skip
     process = run.start(argv, log=places.qemu_log)
     try:
-        _await(places.tpm, process, places.qemu_log)
+        _await(places.tpm, process, places.qemu_log, "swtpm")
     except BaseException:
         _end(process)
         raise
     return process
 
 
-def _await(socket: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until ``process`` has made ``socket``."""
-    program = Path(str(process.args[0] if isinstance(process.args, list | tuple) else process.args)).name
+def _await(socket: Path, process: subprocess.Popen[bytes], log: Path, program: str) -> None:
+    """Wait until ``process``, which is ``program``, has made ``socket``."""
     deadline = time.monotonic() + SOCKET_SECONDS
     while not socket.exists():
         if process.poll() is not None:

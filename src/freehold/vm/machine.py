@@ -11,7 +11,6 @@ from pathlib import Path
 
 from freehold.errors import InputError
 
-QEMU = "qemu-system-x86_64"
 AGENT_PORT = "org.qemu.guest_agent.0"
 #: Label of the agent's channel, by which the monitor names it.
 AGENT_LABEL = "agent"
@@ -117,11 +116,11 @@ def disk_format(head: bytes) -> str:
     return "qcow2" if head.startswith(QCOW2_MAGIC) else "raw"
 
 
-def command(machine: Machine, wiring: Wiring) -> list[str]:
-    """The QEMU command line of ``machine``: no window, but a screen, a keyboard and a serial console."""
+def arguments(machine: Machine, wiring: Wiring) -> list[str]:
+    """The arguments of QEMU for ``machine``: no window, but a screen, a keyboard and a serial console."""
     secure = machine.secure_boot
     argv = [
-        QEMU, "-nodefaults", "-no-user-config",
+        "-nodefaults", "-no-user-config",
         "-name", f"guest={_value(machine.name)}",
         "-machine", f"q35,smm={'on' if secure else 'off'}",
         *accelerator_options(wiring.accelerator),

@@ -16,7 +16,7 @@ from freehold import atomic
 from freehold.errors import FreeholdError, InputError
 from freehold.monitor import Monitor, step
 from freehold.report import Report
-from freehold.vm import control, firmware, guest, state
+from freehold.vm import control, guest, state
 from freehold.vm.machine import DEFAULT_CPUS, Machine, parse_forward, parse_memory
 
 LIST_VERSION = 1
@@ -38,7 +38,7 @@ def start_arguments(parser: argparse.ArgumentParser) -> None:
         "--keys", type=Path, action="append", default=[], metavar="DIR|FILE",
         help="certificates for the firmware (DER, PEM; repeatable). Default: the directory DISK.keys, else setup mode",
     )  # fmt: skip
-    parser.add_argument("--tpm", action="store_true", help="add a TPM 2.0 (needs swtpm)")
+    parser.add_argument("--tpm", action="store_true", help="add a TPM 2.0")
     parser.add_argument("--snapshot", action="store_true", help="throw every change away at the end")
     parser.add_argument("--memory", default="2G", metavar="M", help="such as 2048M or 4G (default %(default)s)")
     parser.add_argument("--cpus", type=int, default=DEFAULT_CPUS, metavar="N", help="processors (default %(default)s)")
@@ -67,10 +67,9 @@ def start(arguments: argparse.Namespace, monitor: Monitor) -> Report:
         accelerator=arguments.accelerator,
         timeout=arguments.timeout,
     )
-    tools = _tools(monitor) if machine.secure_boot and machine.keys else None
     began = time.monotonic()
     try:
-        running = control.start(machine, monitor, tools=tools, wait=not arguments.no_wait)
+        running = control.start(machine, monitor, wait=not arguments.no_wait)
     except control.BootError as error:
         for line in error.console:
             monitor.message(f"| {line}")
@@ -305,15 +304,6 @@ def _keys(arguments: argparse.Namespace) -> tuple[Path, ...]:
     if arguments.keys and not arguments.secure_boot:
         raise InputError("--keys without --secure-boot has no effect", hint="add --secure-boot")
     return tuple(arguments.keys)
-
-
-def _tools(monitor: Monitor) -> firmware.ToolRunner:
-    """The tools tree, which has the program that writes firmware variables."""
-    # Late: only Secure Boot with keys needs the builder.
-    from freehold.build import tools
-
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "freehold"
-    return tools.ensure(cache, monitor).run
 
 
 def _standard_input(monitor: Monitor, *, patient: bool) -> bytes | None:
