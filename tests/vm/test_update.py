@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.build]
 CUTS = (
     ("asking", 0.0), ("fetching content", 0.1), ("fetching content", 1.5), ("verifying content", 0.1),
     ("verifying content", 4.0), ("fetching image", 0.0), ("fetching kernel", 0.0), ("fetching kernel", 0.6),
-    ("staging", 0.0), ("staging", 6.0),
+    ("staging", 0.0), ('"end", "step": "staging"', 0.0),
 )  # fmt: skip
 #: What must be the same after a refused update.
 STATE = (
