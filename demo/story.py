@@ -225,7 +225,7 @@ WAYS_OUT = (
     ("unmount its file system", "umount -l /sys/fs/bpf", ""),
     ("delete the owner's intent", "rm /sysroot/owner/intent", "Operation not permitted"),
     ("add a key to .fs-verity", "keyctl padd asymmetric x %:.fs-verity < /run/der", "Operation not permitted"),
-    ("lower kernel lockdown", "echo none > /sys/kernel/security/lockdown", "not permitted"),
+    ("lower kernel lockdown", "echo none | tee /sys/kernel/security/lockdown", "not permitted"),
     ("remount the tree writable", "mount -o remount,rw /", "read-only"),
     ("set the guard back to audit", "/usr/lib/freehold/guardctl latch audit", "the latch refused: Operation not permitted"),
 )  # fmt: skip

@@ -193,8 +193,26 @@ class PowerCut(BaseException):
 
 
 def cut_after(monkeypatch: pytest.MonkeyPatch, steps: int, *, done: bool) -> Callable[[], int]:
-    """Make the durable step number ``steps`` the last (carried out or not); how many there were."""
+    """Make the durable step number ``steps`` the last (carried out or not); how many there were.
+
+    The ESP is FAT: a renamed file that was not flushed under its new name is empty after the cut.
+    """
     count = 0
+    unflushed: dict[int, Path] = {}
+
+    def cut() -> None:
+        for path in unflushed.values():
+            path.write_bytes(b"")
+        unflushed.clear()
+        raise PowerCut
+
+    def follow(name: str, arguments: tuple[object, ...]) -> None:
+        if name == "rename" and "esp" in Path(str(arguments[1])).parts:
+            target = Path(str(arguments[1]))
+            unflushed[target.stat().st_ino] = target
+        elif name == "fsync":
+            assert isinstance(arguments[0], int)
+            unflushed.pop(os.fstat(arguments[0]).st_ino, None)
 
     def wrap(name: str) -> None:
         real = getattr(os, name)
@@ -203,17 +221,22 @@ def cut_after(monkeypatch: pytest.MonkeyPatch, steps: int, *, done: bool) -> Cal
             nonlocal count
             count += 1
             if count > steps or (count == steps and not done):
-                raise PowerCut
+                cut()
             result = real(*arguments, **options)
+            follow(name, arguments)
             if count == steps:
-                raise PowerCut
+                cut()
             return result
 
         monkeypatch.setattr(os, name, wrapped)
 
     for name in ("rename", "replace", "fsync", "unlink", "mkdir", "rmdir", "ftruncate", "pwrite"):
         wrap(name)
-    return lambda: count
+    def counted() -> int:
+        assert not unflushed, "not durable when the command said that it was done"
+        return count
+
+    return counted
 
 
 def check_bootable(lab: Lab, new_id: str) -> None:

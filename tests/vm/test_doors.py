@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from demo.stage import Stage
 from tests.vm.reference import Reference
 
@@ -89,8 +90,8 @@ ACTS = (
     "mkdir -p /run/over && mount --bind /run/over /usr/local && umount /usr/local",
     "insmod /run/unsigned.ko && rmmod dummy",
 )
-#: How programs say EPERM; the second is the dynamic loader's way, the last is systemd's.
-REASONS = ("peration not permitted", "failed to map segment", "must be superuser", "203/EXEC")
+#: How programs say EPERM: most, mount(8), the dynamic loader, systemd.
+REASONS = ("peration not permitted", "ermission denied", "failed to map segment", "203/EXEC")
 PRELOAD = "LD_PRELOAD=/run/library.so /usr/bin/true"
 
 
@@ -139,6 +140,30 @@ def settle(stage: Stage) -> str:
     return stage.guest("systemctl", "is-system-running", "--wait", check=False).text.strip()
 
 
+def audit_with_a_key(stage: Stage) -> None:
+    """The owner stands at the machine: ``--key`` with a passphrase, the wrong one first."""
+    keys = stage.path("protected")
+    shutil.rmtree(keys, ignore_errors=True)
+    keys.mkdir()
+    key = serialization.load_pem_private_key((stage.keys / "owner.key").read_bytes(), None)
+    sealed = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"the right one")
+    )
+    shutil.copy(stage.keys / "owner.crt", keys)
+    for name, data in (("owner.key", sealed), ("right", b"the right one\n"), ("wrong", b"another one\n")):
+        (keys / name).write_bytes(data)
+        (keys / name).chmod(0o600)
+    stage.shell("mkdir -p /run/keys")
+    for path in sorted(keys.iterdir()):
+        stage.copy(path, f"/run/keys/{path.name}")
+    uri = "file:/run/keys/owner.key?passphrase-file=/run/keys/"
+    wrong = stage.guest("freehold", "lock", "--audit", "--key", f"{uri}wrong", check=False)
+    assert wrong.status == 2
+    assert b"passphrase" in wrong.stderr
+    assert lock_state(stage) == "open"
+    stage.guest("freehold", "lock", "--audit", "--key", f"{uri}right")
+
+
 def test_controls_on_the_open_machine(reference: Reference) -> None:
     stage = reference.stage
     reference.start(reference.overlay("open-doors"))
@@ -158,14 +183,15 @@ def locked(reference: Reference) -> Iterator[Stage]:
     stage = reference.stage
     reference.start(reference.overlay("doors"))
     equip(stage)
-    stage.signed("lock", "--audit")
+    audit_with_a_key(stage)
     assert lock_state(stage) == "audit"
     # Audit refuses nothing, and says what the lock would.
     assert stage.shell("/run/marker") == "ran"
     assert stage.shell(PRELOAD) == "ran"
     rules = {row["rule"] for row in json.loads(stage.guest("freehold", "denials", "--json").stdout)["denials"]}
     assert {"exec", "map"} <= rules
-    shutil.copy(stage.path("lock.request.signed"), stage.path("older.signed"))
+    stage.path("older.signed").unlink(missing_ok=True)
+    stage.freehold("vm", "copy", stage.name, ":/sysroot/owner/intent", stage.path("older.signed"))
     stage.signed("lock")
     yield stage
 

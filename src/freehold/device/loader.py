@@ -11,6 +11,7 @@ intermediate step has a bootable entry in front.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -167,9 +168,12 @@ def plan_rollback(entries: Sequence[Entry], booted: str) -> Switch:
 
 
 def listing(esp: Path) -> list[Entry]:
-    """Our entries on the ESP mounted at ``esp``, in boot order; :class:`NotHereError` when it is not mounted."""
+    """Our entries on the ESP mounted at ``esp``, in boot order; :class:`NotHereError` when it is not mounted.
+
+    An empty file is none: a power cut in the middle of :func:`move` can leave one, and the boot loader skips it.
+    """
     try:
-        names = [path.name for path in (esp / LINUX).iterdir()]
+        names = [path.name for path in (esp / LINUX).iterdir() if path.stat().st_size]
     except FileNotFoundError:
         raise NotHereError(
             f"the boot partition is not mounted at {esp}", hint="`systemctl start efi.automount`, or mount it by hand"
@@ -181,11 +185,24 @@ def apply(esp: Path, switch: Switch) -> None:
     """Carry out ``switch``: each rename is durable before the next begins."""
     directory = esp / LINUX
     for old, new in switch.renames:
-        if (directory / new).exists():
+        target = directory / new
+        if target.exists() and target.stat().st_size:
             raise FreeholdError(
-                f"{directory / new} exists already", hint="remove the one of the two that is not wanted, then try again"
+                f"{target} exists already", hint="remove the one of the two that is not wanted, then try again"
             )
-        (directory / old).rename(directory / new)
+        move(directory / old, target)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file on the ESP, durably.
+
+    Linux' FAT makes the new name first, of an empty file; where the content is gets written with the file's inode
+    (``vfat_rename``, ``__fat_write_inode``). So the file is flushed under its new name, not only the directories.
+    """
+    source.rename(target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+    for directory in dict.fromkeys((target.parent, source.parent)):
         atomic.fsync_directory(directory)
 
 

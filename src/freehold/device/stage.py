@@ -172,10 +172,8 @@ def commit(sysroot: Sysroot, manifest: Manifest) -> loader.Entry:
             f"the boot partition cannot be written: {error.strerror}", hint="the machine is unchanged"
         ) from None
     atomic.fsync_directory(scratch)
-    temporary.rename(sysroot.esp / loader.LINUX / entry.name)
-    atomic.fsync_directory(sysroot.esp / loader.LINUX)
+    loader.move(temporary, sysroot.esp / loader.LINUX / entry.name)
     # The commit point is passed: what follows is tidying.
-    atomic.fsync_directory(scratch)
     record(sysroot, "staged", id=manifest.id, version=manifest.version)
     source.unlink(missing_ok=True)
     return entry

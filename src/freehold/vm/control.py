@@ -29,7 +29,10 @@ _BROKEN = ("internal-error", "io-error", "guest-panicked")
 
 
 class BootError(FreeholdError):
-    """A machine did not come to answer. ``console`` has its last lines, ``status`` QEMU's word for its state."""
+    """A machine did not come to answer. ``console`` has its last lines, ``status`` QEMU's word for its state.
+
+    Where QEMU is gone, that is ``failed`` when it said why, and ``ended`` when the guest switched itself off.
+    """
 
     def __init__(self, message: str, *, console: Sequence[str], hint: str | None = None, status: str = "") -> None:
         super().__init__(message, hint=hint, details="\n".join(console))
@@ -197,7 +200,8 @@ class VirtualMachine:
     def _ended(self) -> BootError:
         said = state.tail(self.places.qemu_log, 1)
         why = f"QEMU: {said[0]}" if said else "the guest switched itself off"
-        return BootError(f"{self.name} ended before it answered: {why}", console=self.serial_tail(), status="ended")
+        status = "failed" if said else "ended"
+        return BootError(f"{self.name} ended before it answered: {why}", console=self.serial_tail(), status=status)
 
     def _silent(self, limit: float) -> BootError:
         console = self.serial_tail()
@@ -223,7 +227,7 @@ def start(machine: Machine, monitor: Monitor, *, wait: bool = True) -> VirtualMa
         with step(monitor, f"starting {machine.name}"), _off_on_failure(running):
             running.wait_answer(machine.timeout)
     except BootError as error:
-        if chosen != "kvm" or machine.accelerator is not None or error.status != "internal-error":
+        if chosen != "kvm" or machine.accelerator is not None or error.status not in ("internal-error", "failed"):
             raise
         accel.remember(works=False)
         monitor.message("KVM broke down under this guest: emulating, expect it to be slow")
