@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from freehold.build import disk, enrol, enrol_options
 from freehold.build.enrol import Enrolment, SecureBootKeys, plan
-from freehold.build.keys import KeyDirectory
+from freehold.build.keys import KeyDirectory, with_keychain
+from freehold.build.recipe import Certificate, load
 from freehold.build.store import Store
 from freehold.cli import parse
 from freehold.cli.table import VERBS
@@ -160,3 +162,12 @@ def test_nothing_is_nothing() -> None:
     assert enrol.NOTHING.files(TIME) == {}
     assert enrol.NOTHING.enrolment.data() == {"mode": "off", "variables": {}}
     assert "enrols nothing" in enrol.NOTHING.enrolment.text()
+
+
+def test_a_release_is_not_signed_by_a_key_that_it_revokes(keys: Path, signers: dict[str, Signer]) -> None:
+    plain = load(Path(__file__).parents[2] / "recipes" / "server.toml")
+    here, signer = KeyDirectory(keys), signers["release"]
+    foreign = Certificate("revoked", "foreign", signers["foreign"].certificate_der())
+    assert with_keychain(replace(plain, revoked=(foreign,)), here, signer).keychain
+    with pytest.raises(InputError, match="revokes the key that signs"):
+        with_keychain(replace(plain, revoked=(Certificate("revoked", "mine", signer.certificate_der()),)), here, signer)

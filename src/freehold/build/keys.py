@@ -89,6 +89,8 @@ def with_keychain(recipe: Recipe, keys: KeyDirectory, signer: Signer) -> Recipe:
     """
     chain = {one.filename: one for one in (recipe.keychain or keys.certificates())}
     der = signer.certificate_der()
+    if der in [one.data for one in recipe.revoked]:
+        raise InputError("the recipe revokes the key that signs this release", hint="--key names another release key")
     if signer.role != "release":
         raise InputError("the signing key has not the role 'release'", hint="freehold key show explains a key")
     if der not in [one.data for one in chain.values()]:
