@@ -32,11 +32,11 @@ static const unsigned char FIRMWARE_ONLY[][GUID_SIZE] = {
 
 static unsigned char db[ATTRIBUTES + MAX_DB], mok[ATTRIBUTES + MAX_DB], denied[ATTRIBUTES + MAX_DBX];
 
-static ssize_t read_variable(const char *name, void *buffer, size_t size)
+static ssize_t read_variable(const char *directory, const char *name, void *buffer, size_t size)
 {
-	char path[128];
+	char path[256];
 
-	snprintf(path, sizeof(path), EFIVARS "/%s", name);
+	snprintf(path, sizeof(path), "%s/%s", directory, name);
 	return read_file(path, buffer, size);
 }
 
@@ -46,10 +46,10 @@ bool firmware_flag(const unsigned char *data, size_t length)
 }
 
 /* -1 where there is no such variable, else its value. */
-static int read_flag(const char *name)
+static int read_flag(const char *directory, const char *name)
 {
 	unsigned char data[ATTRIBUTES + 1];
-	ssize_t length = read_variable(name, data, sizeof(data));
+	ssize_t length = read_variable(directory, name, data, sizeof(data));
 
 	return length < 0 ? -1 : firmware_flag(data, (size_t)length);
 }
@@ -58,9 +58,10 @@ static int read_flag(const char *name)
  * Read signature lists into `buffer`. A missing variable is an empty one. `own`: firmware or shim makes it anew at
  * each boot; one of that name that is stored was put there by the system that ran before, and is not looked at.
  */
-static int read_lists(const char *name, bool own, unsigned char *buffer, size_t size, struct lists *lists)
+static int read_lists(const char *directory, const char *name, bool own, unsigned char *buffer, size_t size,
+		      struct lists *lists)
 {
-	ssize_t length = read_variable(name, buffer, size);
+	ssize_t length = read_variable(directory, name, buffer, size);
 
 	*lists = (struct lists){ 0 };
 	if (length == -ENOENT)
@@ -76,24 +77,33 @@ static int read_lists(const char *name, bool own, unsigned char *buffer, size_t 
 }
 
 /* Whom firmware and shim believe, unless it cannot be told whom they do not: NULL, else the reason. */
-static const char *read_all(struct firmware *firmware, struct revoked *revoked)
+static const char *read_all(const char *directory, struct firmware *firmware, struct revoked *revoked)
 {
 	struct lists lists;
 	size_t unknown = 0;
 
-	if (read_lists("dbx-" SECURITY, false, denied, sizeof(denied), &lists) ||
+	if (read_lists(directory, "dbx-" SECURITY, false, denied, sizeof(denied), &lists) ||
 	    revoked_add_lists(revoked, lists.data, lists.length, &unknown))
 		return "its list of what is revoked (dbx) cannot be read";
-	if (read_lists("MokListXRT-" SHIM, true, denied, sizeof(denied), &lists) ||
+	if (read_lists(directory, "MokListXRT-" SHIM, true, denied, sizeof(denied), &lists) ||
 	    revoked_add_lists(revoked, lists.data, lists.length, &unknown))
 		return "shim's list of what is revoked cannot be read";
 	if (unknown)
 		say("the firmware revokes %zu certificates by hashes that are not looked at here", unknown);
-	if (read_lists("db-" SECURITY, false, db, sizeof(db), &firmware->db))
+	if (read_lists(directory, "db-" SECURITY, false, db, sizeof(db), &firmware->db))
 		return "its list of certificates (db) cannot be read";
-	if (read_lists("MokListRT-" SHIM, true, mok, sizeof(mok), &firmware->mok))
+	if (read_lists(directory, "MokListRT-" SHIM, true, mok, sizeof(mok), &firmware->mok))
 		say("shim's list of certificates cannot be read: ignored");
 	return NULL;
+}
+
+void firmware_read_from(const char *directory, struct firmware *firmware, struct revoked *revoked)
+{
+	memset(firmware, 0, sizeof(*firmware));
+	firmware->secure_boot = read_flag(directory, "SecureBoot-" GLOBAL) == 1 &&
+				read_flag(directory, "SetupMode-" GLOBAL) == 0;
+	if (firmware->secure_boot)
+		firmware->fault = read_all(directory, firmware, revoked);
 }
 
 void firmware_read(struct firmware *firmware, struct revoked *revoked)
@@ -105,9 +115,7 @@ void firmware_read(struct firmware *firmware, struct revoked *revoked)
 			say("the firmware's variables cannot be read: %s", strerror(errno));
 		return;
 	}
-	firmware->secure_boot = read_flag("SecureBoot-" GLOBAL) == 1 && read_flag("SetupMode-" GLOBAL) == 0;
-	if (firmware->secure_boot)
-		firmware->fault = read_all(firmware, revoked);
+	firmware_read_from(EFIVARS, firmware, revoked);
 	/* systemd mounts its own, writable: boot loader tools set variables. */
 	if (umount(EFIVARS) < 0)
 		say("the firmware's variables stay mounted, not writable: %s", strerror(errno));

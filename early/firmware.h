@@ -25,6 +25,9 @@ struct firmware {
  */
 void firmware_read(struct firmware *firmware, struct revoked *revoked);
 
+/* The same from a directory with a file for each variable, as efivarfs has them. */
+void firmware_read_from(const char *directory, struct firmware *firmware, struct revoked *revoked);
+
 /*
  * The value of a boolean variable of the firmware's own: `data` is attributes, then one byte. One that is stored
  * (non-volatile) was written by somebody else, and counts as 0, as does anything of another length.

@@ -210,7 +210,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     main = Path(__file__).parent / "c" / "firmware_main.c"
     sources = [main, *(EARLY / f"{n}.c" for n in ("firmware", "revoked", "signatures", "sha256", "util"))]
     flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
-    run(["cc", *flags, "-fno-sanitize-recover=all", f"-I{EARLY}", "-o", program, *sources])
+    run(["cc", *flags, "-fno-sanitize-recover=all", "-Wl,--wrap=say", f"-I{EARLY}", "-o", program, *sources])
     return program
 
 
@@ -359,6 +359,64 @@ def test_stored_flags_are_not_the_firmwares(readers: Path) -> None:
         b"\6\0\0\0\1\1": "0",
     }  # fmt: skip
     assert ask(readers, "flag", list(flags)) == list(flags.values())
+
+
+ON, OFF = b"\6\0\0\0\1", b"\6\0\0\0\0"
+OWN, STORED = b"\6\0\0\0", b"\7\0\0\0"
+SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
+
+
+def test_what_the_firmware_says(readers: Path, ders: list[bytes], tmp_path: Path) -> None:
+    """Directories in the place of efivarfs: a good one, and what each change to it makes of it."""
+    hashes = [hashlib.sha256(der).hexdigest() for der in ders]
+    db = b"\x27\0\0\0" + efi.certificate_list(ders[0])
+    secure, setup = f"SecureBoot-{efi.GLOBAL_VARIABLE}", f"SetupMode-{efi.GLOBAL_VARIABLE}"
+    names = {name: f"{name}-{efi.IMAGE_SECURITY_DATABASE}" for name in ("db", "dbx")}
+    mok, mokx = f"MokListRT-{SHIM}", f"MokListXRT-{SHIM}"
+    good = {secure: ON, setup: OFF, names["db"]: db}
+    other, mine = efi.certificate_list(ders[1]), efi.certificate_list(ders[0])
+    big = efi.signature_list(efi.CERT_SHA256, [(efi.OWNER, bytes(32))])
+    on, fault = f"on () {hashes[0]}", "cannot be read)"
+    dbx_fault, mokx_fault = f"on (its list of what is revoked (dbx) {fault}", f"on (shim's list of what is revoked {fault}"
+    cases: list[tuple[str, dict[str, bytes | None], str]] = [
+        ("good", {}, on),
+        ("off", {secure: OFF}, "off ()"),
+        ("setup mode", {setup: ON}, "off ()"),
+        ("no word about setup mode", {setup: None}, "off ()"),
+        ("no Secure Boot", {secure: None}, "off ()"),
+        ("a stored SecureBoot", {secure: STORED + b"\1"}, "off ()"),
+        ("a long SecureBoot", {secure: ON + b"\0"}, "off ()"),
+        ("no db", {names["db"]: None}, "on ()"),
+        ("db cut short", {names["db"]: db[:-1]}, f"on (its list of certificates (db) {fault}"),
+        ("db's second list cut short", {names["db"]: db + other[:-1]}, f"on (its list of certificates (db) {fault}"),
+        ("db without attributes", {names["db"]: b"\x27"}, f"on (its list of certificates (db) {fault}"),
+        ("db too large", {names["db"]: db + big * 900}, f"on (its list of certificates (db) {fault}"),
+        ("db nearly too large", {names["db"]: db + big * 800}, on),
+        ("another is revoked", {names["dbx"]: OWN + other}, on),
+        ("dbx cut short", {names["dbx"]: OWN + other[:-1]}, dbx_fault),
+        ("dbx too large", {names["dbx"]: OWN + big * 3500}, dbx_fault),
+        ("a large dbx", {names["dbx"]: OWN + big * 3400}, on),
+        ("too many revoked", {names["dbx"]: OWN + efi.certificate_list(b"\x30\x02\x30\x00") * 1025}, dbx_fault),
+        ("many revoked", {names["dbx"]: OWN + efi.certificate_list(b"\x30\x02\x30\x00") * 1024}, on),
+        ("shim's own", {mok: OWN + other}, f"{on} {hashes[1]}"),
+        ("stored in shim's name", {mok: STORED + other}, on),
+        ("shim's cut short", {mok: OWN + other[:-1]}, f"[shim's list of certificates cannot be read: ignored] {on}"),
+        ("shim's, revoked by shim", {mok: OWN + other, mokx: OWN + other}, on),
+        ("a revocation stored in shim's name", {mok: OWN + other, mokx: STORED + other}, f"{on} {hashes[1]}"),
+        ("shim's revocations cut short", {mokx: OWN + other[:-1]}, mokx_fault),
+        ("revoked by dbx", {names["dbx"]: OWN + mine}, "on ()"),
+        ("revoked by a hash that nobody here can compute", {
+            names["dbx"]: OWN + efi.signature_list(X509_SHA384, [(MICROSOFT, bytes(64))])
+        }, f"[the firmware revokes 1 certificates by hashes that are not looked at here] {on}"),
+    ]  # fmt: skip
+    for number, (_, changes, _) in enumerate(cases):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        for name, content in {**good, **changes}.items():
+            if content is not None:
+                (directory / name).write_bytes(content)
+    answers = ask(readers, "read", [str(tmp_path / str(number)).encode() for number in range(len(cases))])
+    assert dict(zip([why for why, _, _ in cases], answers, strict=True)) == {why: wanted for why, _, wanted in cases}
 
 
 def test_certificates_are_der(ders: list[bytes]) -> None:

@@ -8,7 +8,10 @@
  *   flag     a boolean variable: 0 or 1
  *   offer    lengths of db, dbx and MokListRT (32 bits each), these three, the keychain's list: sha256 of each
  *            certificate taken, "+", how many were skipped
+ *   read     the path of a directory with variables: "on" or "off", the fault in parentheses, sha256 of each certificate
+ *            taken; what would be said on the console comes in brackets
  */
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,6 +73,31 @@ static unsigned char *exactly(const unsigned char *data, size_t length)
 	return copy;
 }
 
+/* In the place of util.c's, which writes to the kernel's log (-Wl,--wrap=say). */
+void __wrap_say(const char *format, ...);
+void __wrap_say(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	printf("[");
+	vprintf(format, arguments);
+	printf("] ");
+	va_end(arguments);
+}
+
+static void read_directory(const unsigned char *path, size_t length)
+{
+	struct firmware firmware;
+	char directory[256];
+	int taken = 0, skipped = 0;
+
+	snprintf(directory, sizeof(directory), "%.*s", (int)length, (const char *)path);
+	firmware_read_from(directory, &firmware, &revoked);
+	printf("%s (%s) ", firmware.secure_boot ? "on" : "off", firmware.fault ? firmware.fault : "");
+	firmware_offer(&firmware, take, NULL, &taken, &skipped);
+}
+
 static void offer(const unsigned char *data, size_t length)
 {
 	struct firmware firmware = { .secure_boot = true };
@@ -120,6 +148,8 @@ static void answer(const char *reader, const unsigned char *data, size_t length)
 			}
 	} else if (strcmp(reader, "flag") == 0) {
 		printf("%d", firmware_flag(data, length));
+	} else if (strcmp(reader, "read") == 0) {
+		read_directory(data, length);
 	} else {
 		offer(data, length);
 	}
