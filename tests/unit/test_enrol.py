@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from freehold.build.enrol import Enrolment, SecureBootKeys, plan
 from freehold.build.keys import KeyDirectory, with_keychain
 from freehold.build.recipe import Certificate, load
 from freehold.build.store import Store
-from freehold.cli import parse
+from freehold.cli import main, parse
 from freehold.cli.table import VERBS
 from freehold.errors import InputError, VerificationError
 from freehold.keys import efi, revoked
@@ -171,3 +172,20 @@ def test_a_release_is_not_signed_by_a_key_that_it_revokes(keys: Path, signers: d
     assert with_keychain(replace(plain, revoked=(foreign,)), here, signer).keychain
     with pytest.raises(InputError, match="revokes the key that signs"):
         with_keychain(replace(plain, revoked=(Certificate("revoked", "mine", signer.certificate_der()),)), here, signer)
+
+
+def test_a_dry_run_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = tmp_path / "store"
+    arguments = ["disk", "server-1", "--store", str(nowhere), "--keys", str(tmp_path / "keys")]
+    assert main([*arguments, "--dry-run", "--enrol", "force"]) == 2
+    assert "no release 'server-1'" in capsys.readouterr().err
+    release = nowhere / "releases" / "server-1"
+    release.mkdir(parents=True)
+    (release / "manifest.json").write_text('{"commit": "x"}')
+    assert main([*arguments, "--dry-run", "--enrol", "force"]) == 2
+    assert "no owner's key" in capsys.readouterr().err
+    assert main([*arguments, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["enrolment"] == {"mode": "off", "variables": {}}
+    assert main(arguments) == 2
+    assert "where shall the disk go" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["manifest.json", "releases", "server-1", "store"]
