@@ -149,8 +149,8 @@ def parser(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("c") / "intent"
     main = Path(__file__).parent / "c" / "intent_main.c"
-    sources = [main, *(EARLY / f"{n}.c" for n in ("intent", "sha256", "keyring"))]
-    flags = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
+    sources = [main, *(EARLY / f"{n}.c" for n in ("intent", "sha256", "keyring", "firmware", "revoked", "signatures", "util"))]
+    flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
     run(["cc", *flags, "-fno-sanitize-recover=all", f"-I{EARLY}", "-o", program, *sources])
     return program
 

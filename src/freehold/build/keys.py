@@ -16,7 +16,8 @@ from freehold.keys.x509 import Signer, create, load_signer
 from freehold.monitor import Monitor
 
 RELEASE_KEY = "release"
-FIRST_KEYS: tuple[tuple[str, Role], ...] = ((RELEASE_KEY, "release"), ("owner", "owner"))
+OWNER_KEY = "owner"
+FIRST_KEYS: tuple[tuple[str, Role], ...] = ((RELEASE_KEY, "release"), (OWNER_KEY, "owner"))
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,18 @@ class KeyDirectory:
             )
         return load_signer(uri or f"file:{self.path / RELEASE_KEY}.key", ask=ask)
 
+    def owner(self, uri: str | None) -> Signer:
+        """The owner's key: ``uri``, else ``owner.key`` of this directory.
+
+        Raises :class:`InputError` when there is none, or when it has another role.
+        """
+        if uri is None and not (self.path / f"{OWNER_KEY}.key").is_file():
+            raise InputError(f"there is no owner's key in {self.path}", hint="--owner-key file:/media/stick/owner.key names one")
+        signer = load_signer(uri or f"file:{self.path / OWNER_KEY}.key", ask=ask)
+        if signer.role not in (None, "owner"):
+            raise InputError(f"that key's role is {signer.role}, not owner", hint="freehold key show explains a key")
+        return signer
+
     def certificates(self) -> tuple[Certificate, ...]:
         """Every certificate here that has a role, as keychain members."""
         found = []
@@ -76,6 +89,8 @@ def with_keychain(recipe: Recipe, keys: KeyDirectory, signer: Signer) -> Recipe:
     """
     chain = {one.filename: one for one in (recipe.keychain or keys.certificates())}
     der = signer.certificate_der()
+    if der in [one.data for one in recipe.revoked]:
+        raise InputError("the recipe revokes the key that signs this release", hint="--key names another release key")
     if signer.role != "release":
         raise InputError("the signing key has not the role 'release'", hint="freehold key show explains a key")
     if der not in [one.data for one in chain.values()]:

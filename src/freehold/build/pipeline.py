@@ -173,8 +173,7 @@ def _make(
         )
         found = installed((root / DPKG_STATUS).read_text())
         entries = list(commits.walk(root))
-        chain = [(one.filename, one.data) for one in recipe.keychain]
-        packed = initrd.members(root, kernel, chain)
+        packed = initrd.members(root, kernel, recipe.keychain_files())
         vmlinuz = work / "vmlinuz"
         shutil.copy(root / "usr/lib/modules" / kernel / "vmlinuz", vmlinuz)
     with clock.time("commit", monitor):

@@ -21,10 +21,14 @@ from typing import Any
 from freehold.build.recipe_lines import KeyPath, LineIndex, show
 from freehold.build.recipe_schema import SCHEMA, Key, Table, faults, suggest
 from freehold.errors import InputError
+from freehold.keys import revoked
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_FILE_BYTES = 16 << 20
 MAX_CERTIFICATE_BYTES = 1 << 16
+#: A list under [keychain] that is no role.
+REVOKED = "revoked"
+MAX_REVOKED_NAME = 100
 MAX_ANCESTORS = 8
 #: Lists in which a recipe says the whole, not more: its own value replaces the inherited one.
 REPLACED_LISTS = (("pockets",), ("boot", "console"))
@@ -115,6 +119,7 @@ class Recipe:
     update_url: str | None
     update_stream: str
     keychain: tuple[Certificate, ...]
+    revoked: tuple[Certificate, ...]
     var_tmpfiles: tuple[str, ...]
     var_discard: tuple[str, ...]
     var_seed: tuple[str, ...]
@@ -133,8 +138,10 @@ class Recipe:
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
     def keychain_files(self) -> tuple[tuple[str, bytes], ...]:
-        """The keychain as (file name, DER), sorted by name."""
-        return tuple((one.filename, one.data) for one in self.keychain)
+        """The keychain's files, (name, content): certificates sorted by name, then the list of the revoked, if any."""
+        files = [(one.filename, one.data) for one in self.keychain]
+        entries = {hashlib.sha256(one.data).hexdigest(): f"{one.name}, by the recipe" for one in self.revoked}
+        return (*files, *([(revoked.FILE_NAME, revoked.serialize(entries))] if entries else []))
 
     def version_at(self, date: str, serial: int) -> str:
         """The version for a build on ``date`` (YYYYMMDD) that is number ``serial`` of that day, from 0."""
@@ -313,7 +320,10 @@ def _resolve(document: RecipeDocument, base: Path, problems: list[str]) -> dict[
             where = document.where(("keychain", role, index))
             try:
                 der = certificate_der(_read(base / name, MAX_CERTIFICATE_BYTES))
-                keychain.setdefault(role, []).append(Certificate(role, PurePosixPath(name).stem, der))
+                stem = PurePosixPath(name).stem
+                if role == REVOKED and not (stem.isascii() and stem.isprintable() and len(stem) <= MAX_REVOKED_NAME):
+                    raise ValueError(f"is to be named in at most {MAX_REVOKED_NAME} printable ASCII characters")
+                keychain.setdefault(role, []).append(Certificate(role, stem, der))
             except OSError as error:
                 problems.append(f"{where}: {name!r}: {error.strerror}")
             except ValueError as error:
@@ -395,6 +405,8 @@ def assemble(data: Mapping[str, Any]) -> Recipe:
         if value is not None and path not in taken:
             files.append(File(path, line.format(value).encode(), 0o644, "root:root"))
     epoch = data.get("epoch", "auto")
+    every = (one for role in data.get("keychain", {}).values() for one in role)
+    certificates = sorted(every, key=lambda one: str(one.filename))
     return Recipe(
         name=data["name"], description=data.get("description", ""), version=data.get("version", "{date}.{serial}"),
         epoch=None if epoch == "auto" else epoch,
@@ -415,11 +427,8 @@ def assemble(data: Mapping[str, Any]) -> Recipe:
         cmdline=names(part("boot", "cmdline", ())), console=names(part("boot", "console", ("tty0", "ttyS0"))),
         timeout=part("boot", "timeout", 0), platform=part("provision", "platform", "none"),
         update_url=part("update", "url", None), update_stream=part("update", "stream", "stable"),
-        keychain=tuple(
-            sorted(
-                (one for role in data.get("keychain", {}).values() for one in role), key=lambda one: str(one.filename)
-            )
-        ),
+        keychain=tuple(one for one in certificates if one.role != REVOKED),
+        revoked=tuple(one for one in certificates if one.role == REVOKED),
         var_tmpfiles=names(part("var", "tmpfiles", ())), var_discard=names(part("var", "discard", ())),
         var_seed=names(part("var", "seed", ())), setuid_keep=tuple(sorted(part("setuid", "keep", ()))),
     )  # fmt: skip

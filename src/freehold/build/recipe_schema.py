@@ -218,7 +218,8 @@ SCHEMA = Table(
             },
         ),
         "keychain": Table(
-            about="Certificates built into the image", keys={"release": _CERTIFICATES, "owner": _CERTIFICATES}
+            about="Certificates built into the image, and those that count no more",
+            keys={"release": _CERTIFICATES, "owner": _CERTIFICATES, "revoked": _CERTIFICATES},
         ),
         "var": Table(
             about="What happens to what packages put into /var",

@@ -32,6 +32,9 @@ VERBS = (
     Verb("disk", BUILD, "make a bootable disk image from a release", (
         "freehold disk server-1.2 -o server.qcow2 --ignition first-boot.ign",
         "freehold disk recipes/server.toml -o /tmp/server.raw --size 16G",
+        "freehold disk server-1.2 --enrol force --dry-run     (then -o server.raw without --dry-run)",
+        "freehold disk server-1.2 -o server.raw --enrol force --owner-key file:/media/stick/owner.key",
+        "freehold disk server-1.2 -o server.raw --enrol force --option-rom keep --extra-db microsoft-uefi-ca.der",
     )),
     Verb("inspect", BUILD, "show what a release holds", ("freehold inspect server-1.2 --json",)),
     Verb("diff", BUILD, "the difference between two releases", ("freehold diff server-1.1 server-1.2",)),

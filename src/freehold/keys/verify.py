@@ -8,12 +8,15 @@ Like the kernel, this looks at keys only: a certificate's validity and purpose f
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from freehold.errors import InputError
+from freehold.keys import revoked
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -60,24 +63,48 @@ class Keychain:
         Raises :class:`InputError` with every fault. A directory that is missing is a fault as well:
         a keychain that cannot be read must not look like an empty one.
         """
-        found: list[Certificate] = []
+        files: dict[str, bytes] = {}
         faults: list[str] = []
         try:
-            files = sorted(entry for entry in path.iterdir() if entry.suffix == ".der")
+            entries = sorted(entry for entry in path.iterdir() if entry.suffix == ".der" or entry.name == revoked.FILE_NAME)
         except OSError as error:
             raise InputError(f"the keychain {path} cannot be read: {error.strerror}") from None
-        for file in files[: MAX_CERTIFICATES + 1]:
+        for entry in entries[: MAX_CERTIFICATES + 2]:
+            limit = revoked.MAX_BYTES if entry.name == revoked.FILE_NAME else MAX_CERTIFICATE_BYTES
             try:
-                with file.open("rb") as source:
-                    found.append(keychain_entry(file.name, source.read(MAX_CERTIFICATE_BYTES + 1)))
+                with entry.open("rb") as source:
+                    files[entry.name] = source.read(limit + 1)
             except OSError as error:
-                faults.append(f"{file.name}: {error.strerror}")
+                faults.append(f"{entry.name}: {error.strerror}")
+        return cls.from_files(files, str(path), faults)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], where: str, faults: Sequence[str] = ()) -> Keychain:
+        """The keychain in ``files`` (name to content), without the certificates that its file ``revoked`` lists. Pure.
+
+        Raises :class:`InputError` with every fault, ``faults`` first; ``where`` names the keychain in it.
+        """
+        found: list[Certificate] = []
+        problems = list(faults)
+        certificates = {name: data for name, data in files.items() if name != revoked.FILE_NAME}
+        refused: dict[str, str] = {}
+        try:
+            if revoked.FILE_NAME in files:
+                refused = revoked.parse(files[revoked.FILE_NAME])
+        except ValueError as error:
+            problems.append(f"{revoked.FILE_NAME}: {error}")
+        for name in sorted(certificates)[: MAX_CERTIFICATES + 1]:
+            try:
+                entry = keychain_entry(name, certificates[name])
             except ValueError as error:
-                faults.append(f"{file.name}: {error}")
-        if len(files) > MAX_CERTIFICATES:
-            faults.append(f"more than {MAX_CERTIFICATES} certificates")
-        if faults:
-            raise InputError(f"the keychain {path} is not usable", faults=faults)
+                problems.append(f"{name}: {error}")
+            else:
+                if hashlib.sha256(entry.der).hexdigest() not in refused:
+                    found.append(entry)
+        if len(certificates) > MAX_CERTIFICATES:
+            problems.append(f"more than {MAX_CERTIFICATES} certificates")
+        if problems:
+            raise InputError(f"the keychain {where} is not usable", faults=problems)
         return cls(tuple(found))
 
 

@@ -79,13 +79,17 @@ class Signer:
 
         ``embed_certificate`` is for a key whose issuer, not itself, is in the kernel's ring.
         """
+        return self.sign_pkcs7(formatted_digest(digest), embed_certificate=embed_certificate)
+
+    def sign_pkcs7(self, data: bytes, *, embed_certificate: bool = True) -> bytes:
+        """PKCS#7 signature of ``data``, DER: detached, binary, no attributes (so no date either), SHA-256."""
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
         options = [pkcs7.PKCS7Options.DetachedSignature, pkcs7.PKCS7Options.Binary, pkcs7.PKCS7Options.NoAttributes]
         if not embed_certificate:
             options.append(pkcs7.PKCS7Options.NoCerts)
-        builder = pkcs7.PKCS7SignatureBuilder().set_data(formatted_digest(digest))
+        builder = pkcs7.PKCS7SignatureBuilder().set_data(data)
         return builder.add_signer(self.certificate, self._key, hashes.SHA256()).sign(Encoding.DER, options)
 
     @contextlib.contextmanager
