@@ -21,6 +21,7 @@ from freehold.keys.formats import (
     serialize_revoked,
     serialize_signature,
 )
+from freehold.update.manifest import SIGNATURE_LIMIT
 
 GOOD = serialize_signature(DocumentSignature(b"\xab" * 256, b"certificate"))
 HEAD = b"freehold-signature 1\nsignature " + b"ab" * 256 + b"\n"
@@ -132,3 +133,8 @@ def test_merging_keeps_the_first_reason() -> None:
     first, second = Revocation("a" * 64, "one"), Revocation("a" * 64, "two")
     other = Revocation("b" * 64, "three")
     assert merge_revoked([first], [second, other], ()) == (first, other)
+
+
+def test_one_limit_for_signature_files() -> None:
+    """The manifest's module states it again: importing it from here would cost `freehold status` its start-up time."""
+    assert SIGNATURE_LIMIT == MAX_DOCUMENT_SIGNATURE_BYTES

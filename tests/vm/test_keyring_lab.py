@@ -27,7 +27,8 @@ from tests.vm.test_guard_lab import REPOSITORY, kernel_tree, tools_tree
 from freehold import run
 from freehold.build import cpio
 from freehold.keys import verity
-from freehold.keys.x509 import Signer, create, load_signer
+from freehold.keys.issue import create
+from freehold.keys.x509 import Signer, load_signer
 from freehold.vm import host
 
 pytestmark = pytest.mark.vm
@@ -81,7 +82,7 @@ def leaf_of(authority: Signer) -> Signer:
             )
         ],
     )
-    return Signer(key, builder.sign(authority._key, hashes.SHA256()))
+    return Signer(key, builder.sign(authority.private_key, hashes.SHA256()))
 
 
 def make_signers(directory: Path) -> dict[str, Signer]:
