@@ -13,14 +13,16 @@ import pytest
 from freehold.build import disk, enrol, enrol_options
 from freehold.build.enrol import Enrolment, SecureBootKeys, plan
 from freehold.build.keys import KeyDirectory, with_keychain
-from freehold.build.recipe import Certificate, load
+from freehold.build.recipe import load
 from freehold.build.store import Store
 from freehold.cli import main, parse
 from freehold.cli.table import VERBS
 from freehold.errors import InputError, VerificationError
-from freehold.keys import efi, revoked
+from freehold.keys import efi
+from freehold.keys.formats import Revocation, serialize_revoked
+from freehold.keys.issue import create
 from freehold.keys.verify import Keychain
-from freehold.keys.x509 import Signer, create, load_signer
+from freehold.keys.x509 import Signer, load_signer
 from freehold.monitor import NullMonitor
 
 TIME = 1_764_000_000
@@ -96,7 +98,7 @@ def test_the_platform_key_is_an_owner_of_this_release(signers: dict[str, Signer]
 def test_a_revoked_certificate_is_not_enrolled(signers: dict[str, Signer], keychain: Keychain) -> None:
     lost = hashlib.sha256(signers["second"].certificate_der()).hexdigest()
     files = {one.file_name: one.der for one in keychain.certificates}
-    without = Keychain.from_files({**files, "revoked": revoked.serialize({lost: "lost"})}, "test")
+    without = Keychain.from_files({**files, "revoked": serialize_revoked([Revocation(lost, "lost")])}, "test")
     made = plan("force", without, signers["owner"].certificate_der(), {})
     assert names(made, "KEK") == [("owner", "owner")]
     assert names(made, "db") == [("owner", "owner"), ("release", "vendor")]
@@ -104,12 +106,12 @@ def test_a_revoked_certificate_is_not_enrolled(signers: dict[str, Signer], keych
 
 def test_a_disk_that_would_not_start_is_refused(signers: dict[str, Signer], keychain: Keychain, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(b"{}")
-    (tmp_path / "manifest.json.sig").write_bytes(signers["release"].sign(b"{}"))
+    (tmp_path / "manifest.json.sig").write_bytes(signers["release"].sign_document(b"{}"))
     enrol.check_bootable(tmp_path, keychain, signers["release"])
     for name in ("foreign", "owner"):
         with pytest.raises(VerificationError, match="boot loader"):
             enrol.check_bootable(tmp_path, keychain, signers[name])
-    (tmp_path / "manifest.json.sig").write_bytes(signers["foreign"].sign(b"{}"))
+    (tmp_path / "manifest.json.sig").write_bytes(signers["foreign"].sign_document(b"{}"))
     with pytest.raises(VerificationError, match="would not start"):
         enrol.check_bootable(tmp_path, keychain, signers["release"])
 
@@ -149,9 +151,9 @@ def test_options_that_contradict_each_other(options: str, fault: str, tmp_path: 
 
 def test_the_owners_key_is_an_owners(keys: Path) -> None:
     here = KeyDirectory(keys)
-    assert here.owner(None).role == here.owner(f"file:{keys}/second.key").role == "owner"
+    assert here.owner(None, NullMonitor()).role == here.owner(f"file:{keys}/second.key", NullMonitor()).role == "owner"
     with pytest.raises(InputError, match="role is release"):
-        here.owner(f"file:{keys}/release.key")
+        here.owner(f"file:{keys}/release.key", NullMonitor())
 
 
 def test_loader_configuration() -> None:
@@ -168,10 +170,15 @@ def test_nothing_is_nothing() -> None:
 def test_a_release_is_not_signed_by_a_key_that_it_revokes(keys: Path, signers: dict[str, Signer]) -> None:
     plain = load(Path(__file__).parents[2] / "recipes" / "server.toml")
     here, signer = KeyDirectory(keys), signers["release"]
-    foreign = Certificate("revoked", "foreign", signers["foreign"].certificate_der())
-    assert with_keychain(replace(plain, revoked=(foreign,)), here, signer).keychain
-    with pytest.raises(InputError, match="revokes the key that signs"):
-        with_keychain(replace(plain, revoked=(Certificate("revoked", "mine", signer.certificate_der()),)), here, signer)
+
+    def revoking(name: str) -> tuple[Revocation, ...]:
+        return (Revocation(hashlib.sha256(signers[name].certificate_der()).hexdigest(), "lost"),)
+
+    made = with_keychain(replace(plain, revoked=revoking("foreign")), here, signer)
+    assert "release-foreign.der" not in dict(made.keychain_files())
+    assert dict(made.keychain_files())["revoked"] == serialize_revoked(revoking("foreign"))
+    with pytest.raises(InputError, match="would refuse the release"):
+        with_keychain(replace(plain, revoked=revoking("release")), here, signer)
 
 
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import InputError
+from freehold.keys.issue import create
 from freehold.keys.verify import Certificate, Keychain
-from freehold.keys.x509 import Signer, create, load_signer
+from freehold.keys.x509 import Signer, load_signer
 from freehold.lock import intent as intents
 from freehold.lock.intent import Intent
 from freehold.run import run

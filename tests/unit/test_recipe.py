@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import tomllib
 from pathlib import Path
@@ -16,9 +15,6 @@ from hypothesis import strategies as st
 from freehold.build import recipe, recipe_schema
 from freehold.build.recipe_lines import LineIndex, show
 from freehold.errors import InputError
-from freehold.keys import revoked
-from freehold.keys.verify import Keychain
-from freehold.keys.x509 import create
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = '''# a comment with [brackets] and "quotes"
@@ -243,20 +239,6 @@ def test_reference_recipe() -> None:
     result = recipe.load(ROOT / "recipes" / "server.toml")
     assert {"freehold", "openssh-server", "podman", "ignition"} <= set(result.packages)
     assert result.setuid_keep == ()
-
-
-def test_revoked_certificates(tmp_path: Path) -> None:
-    der = create("old", "release", tmp_path, None).der.read_bytes()
-    create("new", "release", tmp_path, None)
-    path = write(tmp_path, a='name = "a"\n[keychain]\nrelease = ["old.crt", "new.der"]\nrevoked = ["old.crt"]\n')
-    made = recipe.load(path)
-    files = dict(made.keychain_files())
-    assert sorted(files) == ["release-new.der", "release-old.der", "revoked"]
-    assert revoked.parse(files["revoked"]) == {hashlib.sha256(der).hexdigest(): "old, by the recipe"}
-    assert [one.name for one in Keychain.from_files(files, "test").certificates] == ["new"]
-    before = recipe.load(write(tmp_path, b='name = "a"\n[keychain]\nrelease = ["old.crt", "new.der"]\n'))
-    assert len(Keychain.from_files(dict(before.keychain_files()), "test").certificates) == 2
-    assert made.id != before.id
 
 
 def test_every_key_is_documented() -> None:

@@ -26,8 +26,10 @@ from tests.vm.test_guard_lab import REPOSITORY, kernel_tree, tools_tree
 
 from freehold import run
 from freehold.build import cpio
-from freehold.keys import efi, revoked, verity
-from freehold.keys.x509 import Signer, create, load_signer
+from freehold.keys import efi, verity
+from freehold.keys.formats import Revocation, serialize_revoked
+from freehold.keys.issue import create
+from freehold.keys.x509 import Signer, load_signer
 from freehold.vm import host
 
 pytestmark = pytest.mark.vm
@@ -81,7 +83,7 @@ def leaf_of(authority: Signer) -> Signer:
             )
         ],
     )
-    return Signer(key, builder.sign(authority._key, hashes.SHA256()))
+    return Signer(key, builder.sign(authority.private_key, hashes.SHA256()))
 
 
 def make_signers(directory: Path) -> dict[str, Signer]:
@@ -110,7 +112,7 @@ def initrd_members(signers: dict[str, Signer], kernel: Path) -> dict[str, bytes]
         "keychain/release-one.der": signers["release"].certificate_der(),
         "keychain/owner-lost.der": lost.certificate_der(),
         "keychain/README": b"not a certificate\n",
-        "revoked": revoked.serialize({hashlib.sha256(lost.certificate_der()).hexdigest(): "lost in March"}),
+        "revoked": serialize_revoked([Revocation(hashlib.sha256(lost.certificate_der()).hexdigest(), "lost in March")]),
         "db": b"".join(lists) + for_firmware,
         "dbx": efi.signature_list(efi.CERT_X509_SHA256, [(efi.OWNER, efi.signed_part_sha256(barred) + bytes(16))]),
         "data": TEXT,

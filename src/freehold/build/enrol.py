@@ -20,7 +20,7 @@ from freehold.build.store import Store
 from freehold.build.tools import Tools
 from freehold.errors import InputError, VerificationError
 from freehold.keys import efi
-from freehold.keys.verify import MAX_CERTIFICATE_BYTES, Keychain, verify
+from freehold.keys.verify import MAX_CERTIFICATE_BYTES, Keychain, verify_document
 from freehold.keys.x509 import Signer
 
 MODES = ("if-safe", "force", "off")
@@ -127,7 +127,8 @@ def plan(mode: str, keychain: Keychain, platform: bytes, extra: Mapping[str, byt
         raise InputError("--extra-db takes certificates of others", faults=faults)
     entries = [Entry("PK", "owner", owners[0].name, platform)]
     entries += [Entry("KEK", one.role, one.name, one.der) for one in owners]
-    entries += [Entry("db", one.role, one.name, one.der) for one in (*owners, *keychain.of_role("release"))]
+    others = (*keychain.of_role("vendor"), *keychain.of_role("release"))
+    entries += [Entry("db", one.role, one.name, one.der) for one in (*owners, *others)]
     entries += [Entry("db", FOR_FIRMWARE, name, der) for name, der in extra.items()]
     return Enrolment(mode, tuple(entries))
 
@@ -169,9 +170,10 @@ def check_bootable(release: Path, keychain: Keychain, signer: Signer) -> None:
     Raises :class:`VerificationError`: once enrolled, such a machine would not start its own disk.
     """
     hint = "sign with a release key of the keychain (--key), or build the release again"
-    if signer.certificate_der() not in [one.der for one in keychain.of_role("release")]:
-        raise VerificationError("the boot loader's key is not in the keychain that would be enrolled", hint=hint)
+    verdict = verify_document(b"", signer.sign_document(b""), keychain=keychain)
+    if not verdict.ok:
+        raise VerificationError(f"the boot loader would not start once the keychain is enrolled: {verdict.reason}", hint=hint)
     data, signature = ((release / name).read_bytes() for name in ("manifest.json", "manifest.json.sig"))
-    verdict = verify(data, signature, keychain=keychain, role="release")
+    verdict = verify_document(data, signature, keychain=keychain)
     if not verdict.ok:
         raise VerificationError(f"{release.name} would not start once the keychain is enrolled: {verdict.reason}", hint=hint)

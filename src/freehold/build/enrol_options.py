@@ -73,9 +73,9 @@ def chosen(
         raise InputError("these options do not go together", faults=faults)
     if options.enrol == "off":
         return NOTHING
-    owner = keys.owner(options.owner_key)
+    owner = keys.owner(options.owner_key, monitor)
     commit = json.loads((release / "manifest.json").read_text())["commit"]
     keychain = release_keychain(ensure(cache_directory(), monitor), store, commit)
-    check_bootable(release, keychain, keys.signer(options.key))
+    check_bootable(release, keychain, keys.signer(options.key, monitor))
     extra = extra_certificates(options.extra_db)
     return SecureBootKeys(plan(options.enrol, keychain, owner.certificate_der(), extra), owner)

@@ -21,14 +21,19 @@ from typing import Any
 from freehold.build.recipe_lines import KeyPath, LineIndex, show
 from freehold.build.recipe_schema import SCHEMA, Key, Table, faults, suggest
 from freehold.errors import InputError
-from freehold.keys import revoked
+from freehold.keys.formats import (
+    MAX_REVOKED_BYTES,
+    REVOKED_NAME,
+    Revocation,
+    merge_revoked,
+    parse_revoked,
+    serialize_revoked,
+)
+from freehold.keys.verify import KEYCHAIN_ROLES
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_FILE_BYTES = 16 << 20
 MAX_CERTIFICATE_BYTES = 1 << 16
-#: A list under [keychain] that is no role.
-REVOKED = "revoked"
-MAX_REVOKED_NAME = 100
 MAX_ANCESTORS = 8
 #: Lists in which a recipe says the whole, not more: its own value replaces the inherited one.
 REPLACED_LISTS = (("pockets",), ("boot", "console"))
@@ -119,7 +124,7 @@ class Recipe:
     update_url: str | None
     update_stream: str
     keychain: tuple[Certificate, ...]
-    revoked: tuple[Certificate, ...]
+    revoked: tuple[Revocation, ...]
     var_tmpfiles: tuple[str, ...]
     var_discard: tuple[str, ...]
     var_seed: tuple[str, ...]
@@ -138,10 +143,9 @@ class Recipe:
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
     def keychain_files(self) -> tuple[tuple[str, bytes], ...]:
-        """The keychain's files, (name, content): certificates sorted by name, then the list of the revoked, if any."""
-        files = [(one.filename, one.data) for one in self.keychain]
-        entries = {hashlib.sha256(one.data).hexdigest(): f"{one.name}, by the recipe" for one in self.revoked}
-        return (*files, *([(revoked.FILE_NAME, revoked.serialize(entries))] if entries else []))
+        """The keychain as (file name, content), sorted by name: certificates, and the list of revoked ones if any is."""
+        revoked = [(REVOKED_NAME, serialize_revoked(self.revoked))] if self.revoked else []
+        return tuple(sorted([*((one.filename, one.data) for one in self.keychain), *revoked]))
 
     def version_at(self, date: str, serial: int) -> str:
         """The version for a build on ``date`` (YYYYMMDD) that is number ``serial`` of that day, from 0."""
@@ -314,16 +318,22 @@ def _resolve(document: RecipeDocument, base: Path, problems: list[str]) -> dict[
         files.append({**element, "content": content})
     if files:
         data["files"] = files
-    keychain: dict[str, list[Certificate]] = {}
+    keychain: dict[str, list[Any]] = {}
     for role, names in data.get("keychain", {}).items():
+        if role == REVOKED_NAME:
+            where = document.where(("keychain", role))
+            try:
+                keychain[role] = list(parse_revoked(_read(base / names, MAX_REVOKED_BYTES)))
+            except OSError as error:
+                problems.append(f"{where}: {names!r}: {error.strerror}")
+            except ValueError as error:
+                problems.append(f"{where}: {names!r}: {error}")
+            continue
         for index, name in enumerate(names):
             where = document.where(("keychain", role, index))
             try:
                 der = certificate_der(_read(base / name, MAX_CERTIFICATE_BYTES))
-                stem = PurePosixPath(name).stem
-                if role == REVOKED and not (stem.isascii() and stem.isprintable() and len(stem) <= MAX_REVOKED_NAME):
-                    raise ValueError(f"is to be named in at most {MAX_REVOKED_NAME} printable ASCII characters")
-                keychain.setdefault(role, []).append(Certificate(role, stem, der))
+                keychain.setdefault(role, []).append(Certificate(role, PurePosixPath(name).stem, der))
             except OSError as error:
                 problems.append(f"{where}: {name!r}: {error.strerror}")
             except ValueError as error:
@@ -372,8 +382,8 @@ def assembly_faults(data: Mapping[str, Any], source: str) -> list[str]:
         elif uid is not None:
             uids[uid] = user["name"]
     names: set[str] = set()
-    for certificates in data.get("keychain", {}).values():
-        for certificate in certificates:
+    for role in KEYCHAIN_ROLES:
+        for certificate in data.get("keychain", {}).get(role, ()):
             if certificate.filename in names:
                 found.append(f"{source}: keychain: two certificates would be {certificate.filename}")
             names.add(certificate.filename)
@@ -405,8 +415,6 @@ def assemble(data: Mapping[str, Any]) -> Recipe:
         if value is not None and path not in taken:
             files.append(File(path, line.format(value).encode(), 0o644, "root:root"))
     epoch = data.get("epoch", "auto")
-    every = (one for role in data.get("keychain", {}).values() for one in role)
-    certificates = sorted(every, key=lambda one: str(one.filename))
     return Recipe(
         name=data["name"], description=data.get("description", ""), version=data.get("version", "{date}.{serial}"),
         epoch=None if epoch == "auto" else epoch,
@@ -427,8 +435,13 @@ def assemble(data: Mapping[str, Any]) -> Recipe:
         cmdline=names(part("boot", "cmdline", ())), console=names(part("boot", "console", ("tty0", "ttyS0"))),
         timeout=part("boot", "timeout", 0), platform=part("provision", "platform", "none"),
         update_url=part("update", "url", None), update_stream=part("update", "stream", "stable"),
-        keychain=tuple(one for one in certificates if one.role != REVOKED),
-        revoked=tuple(one for one in certificates if one.role == REVOKED),
+        keychain=tuple(
+            sorted(
+                (one for role in KEYCHAIN_ROLES for one in data.get("keychain", {}).get(role, ())),
+                key=lambda one: str(one.filename),
+            )
+        ),
+        revoked=merge_revoked(part("keychain", REVOKED_NAME, ())),
         var_tmpfiles=names(part("var", "tmpfiles", ())), var_discard=names(part("var", "discard", ())),
         var_seed=names(part("var", "seed", ())), setuid_keep=tuple(sorted(part("setuid", "keep", ()))),
     )  # fmt: skip

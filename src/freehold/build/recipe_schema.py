@@ -218,8 +218,13 @@ SCHEMA = Table(
             },
         ),
         "keychain": Table(
-            about="Certificates built into the image, and those that count no more",
-            keys={"release": _CERTIFICATES, "owner": _CERTIFICATES, "revoked": _CERTIFICATES},
+            about="Certificates built into the image",
+            keys={
+                "vendor": _CERTIFICATES,
+                "owner": _CERTIFICATES,
+                "release": _CERTIFICATES,
+                "revoked": Key("string", "list of revoked certificates, relative to the recipe", _relative),
+            },
         ),
         "var": Table(
             about="What happens to what packages put into /var",

@@ -137,7 +137,7 @@ def stamp_bytecode(tree: Path, epoch: int) -> None:
 
 
 def install_keychain(tree: Path, recipe: Recipe) -> None:
-    """Put the keychain into the sealed tree: certificates in DER, a file each, and the list of the revoked."""
+    """Put the keychain into the sealed tree: DER, one file per certificate, and the list of revoked ones."""
     directory = tree / "usr/lib/freehold/keychain"
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in recipe.keychain_files():

@@ -29,7 +29,7 @@ def _store_argument(parser: argparse.ArgumentParser) -> None:
 
 def _key_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", type=Path, metavar="DIR", help="directory of keys (default: the user's)")
-    parser.add_argument("--key", metavar="URI", help="the release key, as file:PATH (default: release.key of --keys)")
+    parser.add_argument("--key", metavar="URI", help="the release key: file:, pkcs11: or tpm2: (default: release.key of --keys)")
 
 
 def _store(options: argparse.Namespace) -> Store:
@@ -116,7 +116,7 @@ def disk(options: argparse.Namespace, monitor: Monitor) -> Report:
     tools = ensure(cache_directory(), monitor)
     measures = json.loads((release / "build.json").read_text())
     made = disks.make_disk(
-        tools, store, release, options.output.absolute(), signer=keys.signer(options.key), monitor=monitor, size=size,
+        tools, store, release, options.output.absolute(), signer=keys.signer(options.key, monitor), monitor=monitor, size=size,
         ignition=ignition, timeout=int(measures.get("timeout", 0)), keys=firmware_keys,
     )  # fmt: skip
     data = {

@@ -38,8 +38,12 @@ VERBS = (
     )),
     Verb("inspect", BUILD, "show what a release holds", ("freehold inspect server-1.2 --json",)),
     Verb("diff", BUILD, "the difference between two releases", ("freehold diff server-1.1 server-1.2",)),
-    Verb("key", "freehold.keys.verbs", "make and show keys", (
-        "freehold key new release --role release",
+    Verb("key", "freehold.keys.verbs", "make, issue, revoke and show keys", (
+        "freehold key new vendor --role vendor",
+        "freehold key issue release --role release --ca file:vendor.key --days 365",
+        "freehold key request release --key 'pkcs11:token=HSM;object=release'",
+        "freehold key issue release --role release --ca file:vendor.key --request release.csr",
+        "freehold key revoke release-1.crt --reason 'laptop stolen' --keys keys",
         "freehold key show owner",
     ), group=True),
     Verb("publish", SERVER, "put a release where machines find it", ("freehold publish server-1.2 --to /srv/www/freehold",)),
