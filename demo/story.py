@@ -227,7 +227,7 @@ WAYS_OUT = (
     ("delete the owner's intent", "rm /sysroot/owner/intent", "Operation not permitted"),
     ("add a key to .fs-verity", "keyctl padd asymmetric x %:.fs-verity < /run/der", "Operation not permitted"),
     ("lower kernel lockdown", "echo none | tee /sys/kernel/security/lockdown", "not permitted"),
-    ("remount the tree writable", "mount -o remount,rw /", "read-only"),
+    ("remount the tree writable", "mount -o remount,rw /", "write-protected"),
     ("set the guard back to audit", "/usr/lib/freehold/guardctl latch audit", "the latch refused: Operation not permitted"),
 )  # fmt: skip
 

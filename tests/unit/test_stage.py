@@ -346,6 +346,9 @@ def test_cleanup_and_cuts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.install("0.8", 800)
     kept = lab.install("0.9", 900)
     (lab.sysroot.images / ".tmp-left").write_text("x")
+    left = lab.sysroot.esp / loader.LINUX / f"freehold-3-{'3' * 16}+3.efi"
+    left.touch()
+    assert left.name not in {entry.name for entry in loader.listing(lab.sysroot.esp)}
 
     def check() -> None:
         for entry in loader.listing(lab.sysroot.esp):
@@ -354,6 +357,7 @@ def test_cleanup_and_cuts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
             assert (lab.sysroot.images / deployment.manifest.image_digest).exists()
 
     assert run_cuts(lab, monkeypatch, lambda: upgrade.cleanup(lab.sysroot, MONITOR), check) > 15
+    assert not left.exists()
     assert {entry.id for entry in loader.listing(lab.sysroot.esp)} == {lab.running.id, kept.id}
     assert content.references(lab.sysroot) == {lab.running.id, kept.id}
     assert {path.name for path in lab.sysroot.images.iterdir()} == {lab.running.image_digest, kept.image_digest}

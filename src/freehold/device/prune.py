@@ -108,6 +108,11 @@ def _sweep(sysroot: Sysroot) -> None:
         for name in _names(directory):
             if name.startswith(prefix):
                 (directory / name).unlink(missing_ok=True)
+    entries = sysroot.esp / loader.LINUX
+    for name in _names(entries):
+        # What a cut in the middle of a rename left (:func:`loader.move`).
+        if loader.parse(name) is not None and not (entries / name).stat().st_size:
+            (entries / name).unlink()
 
 
 def _names(directory: Path) -> list[str]:
