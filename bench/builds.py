@@ -16,7 +16,7 @@ from freehold.build.recipe import Recipe, load
 from freehold.build.source import build_package
 from freehold.build.tools import ensure as ensure_tools
 from freehold.errors import FreeholdError
-from freehold.keys.x509 import create
+from freehold.keys.issue import create
 from freehold.monitor import NullMonitor
 
 RECIPE = REPOSITORY / "recipes" / "server.toml"

@@ -108,6 +108,7 @@ def boot(stage: Stage) -> str:
     status = json.loads(stage.guest("freehold", "status", "--json").stdout)
     want(status["lock"]["state"] == "open", "the machine is not open")
     want(status["lock"]["secure_boot"] is True, "Secure Boot is off")
+    want(status["lock"]["keychain_source"] == "firmware", "files are not believed by the firmware's certificates")
     kernel = stage.shell("uname -r")
     want(stage.guest("systemctl", "is-system-running", "--wait", check=False).text.strip() == "running", "units failed")
     return f"Debian's {kernel}, Secure Boot on, state open, no failed unit"

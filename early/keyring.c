@@ -14,6 +14,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "firmware.h"
+#include "revoked.h"
 #include "sha256.h"
 
 #define MAX_CERTIFICATE 16384
@@ -21,6 +23,13 @@
 #define MAX_LINE 512
 #define SUFFIX ".der"
 #define PKEY_INFO "enc=pkcs1 hash=sha256"
+
+static const struct revoked *refused;
+
+void keyring_refuse(const struct revoked *revoked)
+{
+	refused = revoked;
+}
 
 static long add_key(const char *type, const char *description, const void *payload, size_t length, int32_t ring)
 {
@@ -166,24 +175,64 @@ static long each_certificate(const char *dir, const char *role, int *count,
 	return result;
 }
 
-static long add_to_ring(const unsigned char *certificate, size_t length, void *argument)
+static bool is_refused(const unsigned char *certificate, size_t length)
 {
-	long id = add_key("asymmetric", "", certificate, length, *(int32_t *)argument);
+	return refused && revoked_has(refused, certificate, length);
+}
+
+/* Where certificates go, and what became of them. */
+struct filling {
+	int32_t ring;
+	struct keyring_filled *filled;
+};
+
+static long add_to_ring(const unsigned char *certificate, size_t length, const struct filling *filling)
+{
+	long id = add_key("asymmetric", "", certificate, length, filling->ring);
 
 	return id < 0 ? id : 0;
 }
 
-int keyring_load_verity(const char *dir)
+/* The image's own: one that the kernel does not take is a fault of the image. */
+static long take_from_image(const unsigned char *certificate, size_t length, void *argument)
 {
-	int count;
-	int32_t ring = find_ring(".fs-verity");
+	const struct filling *filling = argument;
 
-	if (ring < 0)
-		return ring;
-	long result = each_certificate(dir, NULL, &count, add_to_ring, &ring);
+	if (is_refused(certificate, length)) {
+		filling->filled->skipped++;
+		return 0;
+	}
+	filling->filled->loaded++;
+	return add_to_ring(certificate, length, filling);
+}
+
+/* The firmware's: it may have some of kinds that the kernel does not know. */
+static bool take_from_firmware(const unsigned char *certificate, size_t length, void *argument)
+{
+	return length <= MAX_CERTIFICATE && !is_refused(certificate, length) &&
+	       add_to_ring(certificate, length, argument) == 0;
+}
+
+int keyring_load_verity(const char *dir, const struct firmware *firmware, struct keyring_filled *filled)
+{
+	struct filling filling = { .ring = find_ring(".fs-verity"), .filled = filled };
+	long result = 0;
+	int count;
+
+	memset(filled, 0, sizeof(*filled));
+	if (filling.ring < 0)
+		return filling.ring;
+	if (firmware->secure_boot) {
+		firmware_offer(firmware, take_from_firmware, &filling, &filled->loaded, &filled->skipped);
+		filled->from_firmware = filled->loaded > 0;
+	}
+	if (!filled->from_firmware) {
+		memset(filled, 0, sizeof(*filled));
+		result = each_certificate(dir, NULL, &count, take_from_image, &filling);
+	}
 	/* Sealed in any case: a ring that lacks a key refuses too much, an open one believes too much. */
-	long sealed = keyctl(KEYCTL_RESTRICT_KEYRING, (unsigned long)ring, 0, 0, 0);
-	if (!result && !count)
+	long sealed = keyctl(KEYCTL_RESTRICT_KEYRING, (unsigned long)filling.ring, 0, 0, 0);
+	if (!result && !filled->loaded)
 		result = -ENOENT;
 	return (int)(result ? result : sealed);
 }
@@ -202,6 +251,9 @@ static long ask(const unsigned char *certificate, size_t length, void *argument)
 	const struct question *question = argument;
 	struct keyctl_pkey_params parameters = { .in_len = SHA256_SIZE };
 	struct keyctl_pkey_query query;
+
+	if (is_refused(certificate, length))
+		return 0;
 	long key = add_key("asymmetric", "", certificate, length, question->ring);
 
 	if (key < 0)

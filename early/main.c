@@ -3,7 +3,8 @@
  * The early-boot step: the only program of the initrd, /init, static.
  *
  * From the kernel's first userland instruction to systemd, in this order:
- *   1. the keychain goes into the kernel's .fs-verity ring and the ring is sealed for good;
+ *   1. the keychain goes into the kernel's .fs-verity ring and the ring is sealed for good: the firmware's
+ *      certificates with Secure Boot, else the image's own, without those that are revoked;
  *   2. the root partition is found and mounted;
  *   3. the metadata image is mounted if the kernel measures exactly the digest that the signed
  *      command line names; the sealed tree is built from it;
@@ -30,10 +31,12 @@
 
 #include "disk.h"
 #include "../bpf/guard.h"
+#include "firmware.h"
 #include "guard.h"
 #include "keyring.h"
 #include "modules.h"
 #include "owner.h"
+#include "revoked.h"
 #include "util.h"
 
 #define KEYCHAIN "/keychain"
@@ -64,6 +67,35 @@ static void mount_kernel_file_systems(void)
 	}
 	if (make_directory(RUN_STATE, 0755))
 		die("no %s", RUN_STATE);
+}
+
+/* What became of the keychain, for the boot record. */
+struct trust {
+	bool secure_boot;
+	struct keyring_filled ring;
+};
+
+/* Fill the ring that says whose signatures on files count, and say what that rests on. */
+static void load_keychain(struct trust *trust)
+{
+	static struct revoked revoked;
+	static unsigned char text[MAX_REVOKED_TEXT];
+	struct firmware firmware;
+	ssize_t length = read_file(KEYCHAIN "/revoked", text, sizeof(text));
+
+	if (length != -ENOENT && (length < 0 || revoked_add_text(&revoked, text, (size_t)length)))
+		die("the image's list of revoked certificates is damaged");
+	firmware_read(&firmware, &revoked);
+	keyring_refuse(&revoked);
+	if (keyring_load_verity(KEYCHAIN, &firmware, &trust->ring) != 0)
+		die("the keychain cannot be loaded into the kernel");
+	trust->secure_boot = firmware.secure_boot;
+	if (!firmware.secure_boot)
+		say("Secure Boot is off: the chain of trust starts at the initrd; "
+		    "whoever can write the boot partition can replace it");
+	else if (!trust->ring.from_firmware)
+		say("the firmware's certificates are not used (%s): the image's own keychain counts",
+		    firmware.fault ? firmware.fault : "none is left");
 }
 
 /* What the guard has to know of this boot: which super block is the sealed tree, where the owner's directory is. */
@@ -144,20 +176,24 @@ static void mount_state(bool locked)
 		die("root's home cannot be mounted");
 }
 
-static void write_boot_record(const struct owner *owner, const char *digest, bool config)
+static void write_boot_record(const struct trust *trust, const struct owner *owner, const char *digest, bool config)
 {
 	static const char *const standing[] = { "absent", "valid", "invalid" };
 	char text[1024];
 	bool valid = owner->standing == STANDING_VALID;
 	int length = snprintf(text, sizeof(text),
 			      "{\"schema\":\"freehold-boot-1\",\"image\":\"%s\",\"machine\":\"%s\",\"first_boot\":%s,"
-			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"since\":%llu},\"config\":\"%s\"}\n",
+			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"since\":%llu},\"config\":\"%s\","
+			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d}\n",
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
 			      owner->standing == STANDING_ABSENT ? "open" :
 			      valid				 ? intent_lock_name(owner->intent.lock) :
 								   "locked",
-			      valid ? (unsigned long long)owner->intent.since : 0ULL, config ? owner->intent.config : "");
+			      valid ? (unsigned long long)owner->intent.since : 0ULL, config ? owner->intent.config : "",
+			      trust->secure_boot ? "true" : "false",
+			      trust->ring.from_firmware ? "firmware" : "image", trust->ring.loaded,
+			      trust->ring.skipped);
 
 	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
 		say("no boot record");
@@ -218,6 +254,7 @@ int main(void)
 {
 	char digest[DIGEST_HEX + 2];
 	struct owner owner;
+	struct trust trust;
 
 	umask(022);
 	mount_kernel_file_systems();
@@ -225,8 +262,7 @@ int main(void)
 		die("the command line names no image digest");
 	if (modules_load_always() != 0)
 		say("not every module could be loaded");
-	if (keyring_load_verity(KEYCHAIN) != 0)
-		die("the keychain cannot be loaded into the kernel");
+	load_keychain(&trust);
 
 	make_directory(DISK, 0755);
 	make_directory(IMAGE, 0755);
@@ -260,7 +296,7 @@ int main(void)
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
 			die("the owner's /etc cannot be moved");
 	}
-	write_boot_record(&owner, digest, config);
+	write_boot_record(&trust, &owner, digest, config);
 	switch_root();
 	load_guard(&guard, locked || audit);
 	if (locked || audit)

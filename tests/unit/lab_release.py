@@ -10,6 +10,7 @@ import shutil
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -19,11 +20,19 @@ from cryptography.x509.oid import NameOID
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools
 from freehold.device.sysroot import Sysroot
+from freehold.keys.formats import DocumentSignature, serialize_signature
 from freehold.keys.verity import digest_bytes, digest_file
 from freehold.update.manifest import Manifest, Stream, Uki, serialize_manifest, serialize_stream, sha256
 
 COMMIT = "c" * 64
 OBJECT = "0b" + "d" * 62
+
+
+class Signs(Protocol):
+    """What signs a document."""
+
+    def sign(self, data: bytes, /) -> bytes:
+        """The content of a ``.sig`` file."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,8 @@ class Key:
     certificate: bytes
 
     def sign(self, data: bytes) -> bytes:
-        """The raw signature."""
-        return self.private.sign(data, padding.PKCS1v15(), hashes.SHA256())
+        """The content of a ``.sig`` file."""
+        return serialize_signature(DocumentSignature(self.private.sign(data, padding.PKCS1v15(), hashes.SHA256())))
 
 
 @functools.cache
@@ -97,7 +106,7 @@ def manifest(
 
 
 def write_release(
-    directory: Path, version: str, timestamp: int, *, signer: Key | None = None, commit: str = COMMIT
+    directory: Path, version: str, timestamp: int, *, signer: Signs | None = None, commit: str = COMMIT
 ) -> Manifest:
     """A release's four files in ``directory``."""
     value, image, uki = manifest(version, timestamp, commit=commit)
@@ -187,14 +196,14 @@ class Lab:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f'[update]\nurl = "{url}"\nstream = "stable"\n')
 
-    def release(self, version: str, timestamp: int, *, signer: Key | None = None, commit: str = COMMIT) -> Manifest:
+    def release(self, version: str, timestamp: int, *, signer: Signs | None = None, commit: str = COMMIT) -> Manifest:
         """Put a release onto the web and let the stream point to it."""
         directory = self.web / "releases" / version
         value = write_release(directory, version, timestamp, signer=signer, commit=commit)
         self.point(version, sha256((directory / "manifest.json").read_bytes()), signer=signer)
         return value
 
-    def point(self, version: str, digest: str, *, signer: Key | None = None, stream: str = "stable") -> None:
+    def point(self, version: str, digest: str, *, signer: Signs | None = None, stream: str = "stable") -> None:
         """Write the stream's pointer."""
         data = serialize_stream(Stream(stream, version, digest, 5000))
         (self.web / "streams").mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import InputError
+from freehold.keys.issue import create
 from freehold.keys.verify import Certificate, Keychain
-from freehold.keys.x509 import Signer, create, load_signer
+from freehold.keys.x509 import Signer, load_signer
 from freehold.lock import intent as intents
 from freehold.lock.intent import Intent
 from freehold.run import run
@@ -149,8 +150,8 @@ def parser(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("c") / "intent"
     main = Path(__file__).parent / "c" / "intent_main.c"
-    sources = [main, *(EARLY / f"{n}.c" for n in ("intent", "sha256", "keyring"))]
-    flags = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
+    sources = [main, *(EARLY / f"{n}.c" for n in ("intent", "sha256", "keyring", "firmware", "revoked", "signatures", "util"))]
+    flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
     run(["cc", *flags, "-fno-sanitize-recover=all", f"-I{EARLY}", "-o", program, *sources])
     return program
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from freehold.errors import InputError
-from freehold.keys import verbs, x509
+from freehold.keys import issue, verbs, x509
 from freehold.keys.verify import Certificate, Keychain, verify
 from freehold.monitor import NullMonitor
 
@@ -25,8 +25,8 @@ def unasked(prompt: str) -> bytes:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("keys")
-    x509.create("me", "owner", directory, None)
-    x509.create("vendor", "release", directory, b"secret")
+    issue.create("me", "owner", directory, None)
+    issue.create("vendor", "release", directory, b"secret")
     return directory
 
 
@@ -50,18 +50,18 @@ def test_a_new_key(keys: Path) -> None:
 def test_never_overwritten(keys: Path, tmp_path: Path) -> None:
     before = (keys / "me.key").read_bytes()
     with pytest.raises(InputError, match="exists"):
-        x509.create("me", "owner", keys, None)
+        issue.create("me", "owner", keys, None)
     assert (keys / "me.key").read_bytes() == before
     (tmp_path / "a.crt").write_text("x")
     with pytest.raises(InputError, match="exists"):
-        x509.create("a", "owner", tmp_path, None)
+        issue.create("a", "owner", tmp_path, None)
     assert [path.name for path in tmp_path.iterdir()] == ["a.crt"]
 
 
 @pytest.mark.parametrize("name", ["", "../x", "-x", "a/b", "x" * 64, "a\n"])
 def test_bad_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError):
-        x509.create(name, "owner", tmp_path, None)
+        issue.create(name, "owner", tmp_path, None)
 
 
 def test_passphrases(keys: Path, tmp_path: Path) -> None:
@@ -100,7 +100,8 @@ def test_keys_that_are_refused(keys: Path, tmp_path: Path) -> None:
 
 def test_private_copy(keys: Path) -> None:
     signer = x509.load_signer(f"file:{keys}/vendor.key", lambda _: b"secret")
-    with signer.private_pem_path() as path:
+    with signer.lend() as lent:
+        path = lent.path
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert load_pem_private_key(path.read_bytes(), None).public_key() == signer.certificate.public_key()

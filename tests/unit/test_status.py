@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from lab_release import Lab
 
 import freehold
 from freehold.device import loader
-from freehold.device.status import gather, status
+from freehold.device.status import WITHOUT_FIRMWARE, WITHOUT_SECURE_BOOT, gather, status
 from freehold.device.sysroot import Sysroot, image_of
 
 
@@ -116,8 +117,39 @@ def test_keychain_and_secure_boot(lab: Lab) -> None:
     variable.parent.mkdir(parents=True)
     variable.write_bytes(b"\6\0\0\0\1")
     assert lock_of(lab)["secure_boot"] is True
-    variable.write_bytes(b"\6\0\0\0\0")
-    assert lock_of(lab)["secure_boot"] is False
+    for other in (b"\6\0\0\0\0", b"\7\0\0\0\1", b"\1"):
+        variable.write_bytes(other)
+        assert lock_of(lab)["secure_boot"] is False
+
+
+@pytest.mark.parametrize(
+    ("secure", "source", "said"),
+    [(False, "image", WITHOUT_SECURE_BOOT), (True, "image", WITHOUT_FIRMWARE), (True, "firmware", None)],
+)
+def test_what_the_chain_of_trust_rests_on(lab: Lab, secure: bool, source: str, said: str | None) -> None:
+    variable = lab.sysroot.system / "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    variable.parent.mkdir(parents=True)
+    variable.write_bytes(b"\6\0\0\0" + bytes([secure]))
+    record = {"image": lab.running.image_digest, "keychain_source": source, "keychain_loaded": 2, "keychain_skipped": 1}
+    (lab.sysroot.system / "run/freehold/boot.json").write_text(json.dumps(record))
+    report = status(lab.sysroot)
+    lock = lock_of(lab)
+    assert (lock["keychain_source"], lock["keychain_loaded"], lock["keychain_skipped"]) == (source, 2, 1)
+    messages = report.data["messages"]
+    assert isinstance(messages, list)
+    for sentence in (WITHOUT_SECURE_BOOT, WITHOUT_FIRMWARE):
+        assert (sentence in messages) == (sentence == said)
+        assert (f"! {sentence}" in report.text.splitlines()) == (sentence == said)
+
+
+def test_a_revoked_certificate_is_shown_as_such(lab: Lab) -> None:
+    assert "2 keys" in status(lab.sysroot).text
+    digest = hashlib.sha256((lab.sysroot.keychain / "owner-me.der").read_bytes()).hexdigest()
+    (lab.sysroot.keychain / "revoked").write_text(f"freehold-revoked 1\n{digest} lost\n")
+    keychain = lock_of(lab)["keychain"]
+    assert isinstance(keychain, list)
+    assert [(row["name"], row["revoked"]) for row in keychain] == [("me", True), ("vendor", False)]
+    assert "1 keys" in status(lab.sysroot).text
 
 
 def test_a_machine_that_is_not_ours(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.errors import FreeholdError, InputError
+from freehold.keys.efi import OWNER
 from freehold.vm import firmware, guest, keyboard, machine, state, verbs
 from freehold.vm.machine import Forward, Machine, Wiring
 
@@ -206,10 +207,10 @@ def test_pem_is_parsed_back() -> None:
 def test_variables_command() -> None:
     template, output, one, two, own = (Path(name) for name in ("t", "o", "one", "two", "pk"))
     argv = firmware.variables_command(template, output, [("db", one), ("db", two)])
-    text = " ".join(argv).replace(firmware.OWNER + " ", "")
+    text = " ".join(argv).replace(f"{OWNER} ", "")
     assert text.endswith("--secure-boot --set-pk one --add-kek one --add-db one --add-db two")
     argv = firmware.variables_command(template, output, [("pk", own), ("db", one)])
-    text = " ".join(argv).replace(firmware.OWNER + " ", "")
+    text = " ".join(argv).replace(f"{OWNER} ", "")
     assert text.endswith("--set-pk pk --add-kek one --add-db one")
 
 

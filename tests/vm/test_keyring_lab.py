@@ -26,13 +26,16 @@ from tests.vm.test_guard_lab import REPOSITORY, kernel_tree, tools_tree
 
 from freehold import run
 from freehold.build import cpio
-from freehold.keys import verity
-from freehold.keys.x509 import Signer, create, load_signer
+from freehold.keys import efi, verity
+from freehold.keys.formats import Revocation, serialize_revoked
+from freehold.keys.issue import create
+from freehold.keys.x509 import Signer, load_signer
 from freehold.vm import host
 
 pytestmark = pytest.mark.vm
 
-KERNEL_OPTIONS = "console=ttyS0 quiet loglevel=4 panic=-1"
+# What the kernel says of refused signatures would be written into the middle of our lines.
+KERNEL_OPTIONS = "console=ttyS0 quiet loglevel=1 panic=-1"
 TIMEOUT = 120.0
 TEXT = b"some text\n" * 500
 #: A Merkle tree of two levels and a last block that is not full.
@@ -81,13 +84,16 @@ def leaf_of(authority: Signer) -> Signer:
             )
         ],
     )
-    return Signer(key, builder.sign(authority._key, hashes.SHA256()))
+    return Signer(key, builder.sign(authority.private_key, hashes.SHA256()))
 
 
 def make_signers(directory: Path) -> dict[str, Signer]:
-    """Two owners and a release key, all in the keychain, and a foreigner who is not."""
+    """Two owners and a release key, all in the keychain, a foreigner who is not, one of the keychain's and one of the
+    firmware's who are revoked.
+    """
     signers = {}
-    for name, role in (("first", "owner"), ("second", "owner"), ("release", "release"), ("foreign", "owner")):
+    roles = {"first": "owner", "second": "owner", "release": "release", "foreign": "owner", "lost": "owner", "barred": "owner"}
+    for name, role in roles.items():
         create(name, "release" if role == "release" else "owner", directory, None)
         signers[name] = load_signer(f"file:{directory / name}.key", lambda prompt: b"")
     return signers
@@ -95,19 +101,28 @@ def make_signers(directory: Path) -> dict[str, Signer]:
 
 def initrd_members(signers: dict[str, Signer], kernel: Path) -> dict[str, bytes]:
     """The guest's files but for /init."""
-    first, foreign = signers["first"], signers["foreign"]
+    first, foreign, lost = signers["first"], signers["foreign"], signers["lost"]
+    barred = signers["barred"].certificate_der()
+    lists = [efi.certificate_list(signers[name].certificate_der()) for name in ("first", "second", "release", "barred", "lost")]
+    for_firmware = efi.certificate_list(foreign.certificate_der(), efi.FIRMWARE_ONLY)
     leaf, digest = leaf_of(first), verity.digest_bytes(TEXT)
     module = next(kernel.glob("usr/lib/modules/*/kernel/drivers/block/virtio_blk.ko.xz"))
     return {
         "keychain/owner-first.der": first.certificate_der(),
         "keychain/owner-second.der": signers["second"].certificate_der(),
         "keychain/release-one.der": signers["release"].certificate_der(),
+        "keychain/owner-lost.der": lost.certificate_der(),
         "keychain/README": b"not a certificate\n",
+        "revoked": serialize_revoked([Revocation(hashlib.sha256(lost.certificate_der()).hexdigest(), "lost in March")]),
+        "db": b"".join(lists) + for_firmware,
+        "dbx": efi.signature_list(efi.CERT_X509_SHA256, [(efi.OWNER, efi.signed_part_sha256(barred) + bytes(16))]),
         "data": TEXT,
         **{f"data.{name}": signer.sign(TEXT) for name, signer in signers.items()},
         "foreign.der": foreign.certificate_der(),
         "first.p7": first.sign_verity(digest),
         "foreign.p7": foreign.sign_verity(digest, embed_certificate=True),
+        "barred.p7": signers["barred"].sign_verity(digest, embed_certificate=True),
+        "lost.p7": lost.sign_verity(digest, embed_certificate=True),
         "leaf.p7": leaf.sign_verity(digest, embed_certificate=True),
         "leaf-bare.p7": leaf.sign_verity(digest),
         "virtio_blk.ko": lzma.decompress(module.read_bytes()),
@@ -182,9 +197,16 @@ def test_length_check_is_ours_because_the_kernel_has_none(lab: dict[str, str]) -
 
 
 def test_ring_has_the_keychain_and_is_closed(lab: dict[str, str]) -> None:
-    assert (lab["load"], lab["ring-keys"]) == ("0", "3")
+    # db has three more: revoked by dbx, revoked by the image, for option ROMs.
+    assert (lab["load"], lab["from-firmware"], lab["loaded"], lab["skipped"]) == ("0", "1", "3", "3")
+    assert lab["ring-keys"] == "3"
     assert lab["load-again"] == str(-errno.EPERM)
     assert lab["add-after-seal"] == str(errno.EPERM)
+
+
+def test_a_revoked_owner_is_not_believed(lab: dict[str, str]) -> None:
+    assert (lab["not-yet-revoked"], lab["revoked-list"], lab["revoked"]) == ("1", "0", "0")
+    assert (lab["dbx"], lab["good-beside-revoked"]) == ("0", "1")
 
 
 def test_an_emptied_ring_believes_nothing_for_good(lab: dict[str, str]) -> None:
@@ -214,4 +236,5 @@ def test_prepared_file_with_a_foreign_signature_does_not_open(lab: dict[str, str
 def test_built_in_signatures_by_the_ring_and_below_it(lab: dict[str, str]) -> None:
     assert lab["enable-by-ring"] == lab["enable-by-leaf"] == lab["enable-unsigned"] == "0"
     assert lab["enable-by-bare-leaf"] == lab["enable-by-foreign"] == str(errno.ENOKEY)
+    assert lab["enable-by-barred"] == lab["enable-by-lost"] == str(errno.ENOKEY)
     assert lab["measure/mnt/by-ring"] == verity.digest_bytes(TEXT).hex()

@@ -92,7 +92,7 @@ def sign_again(tree: Path, key: Path) -> None:
     """Everything a publisher signs, consistently, by ``key``."""
     signer = load_signer(f"file:{key}", ask=lambda _: b"")
     for document in (tree / "streams/stable.json", tree / "releases/2/manifest.json"):
-        document.with_name(document.name + ".sig").write_bytes(signer.sign(document.read_bytes()))
+        document.with_name(document.name + ".sig").write_bytes(signer.sign_document(document.read_bytes()))
 
 
 def test_hostile_servers(reference: Reference) -> None:
@@ -136,7 +136,10 @@ def test_hostile_servers(reference: Reference) -> None:
     offered("unsigned", "stable.json.sig: the server answered 404", lambda tree: (tree / "streams/stable.json.sig").unlink())
     offered("changed manifest", not_signed,
             lambda tree: manifest(tree).write_bytes(manifest(tree).read_bytes().replace(b'"2"', b'"3"')))
-    offered("wrong signature", not_signed, lambda tree: (tree / "streams/stable.json.sig").write_bytes(b"\x01" * 256))
+    wrong = b"freehold-signature 1\nsignature " + b"01" * 256 + b"\n"
+    offered("wrong signature", not_signed, lambda tree: (tree / "streams/stable.json.sig").write_bytes(wrong))
+    no_format = "the signature file must begin with the line"
+    offered("no signature", no_format, lambda tree: (tree / "streams/stable.json.sig").write_bytes(b"signed, really\n"))
     offered("a stranger's key", not_signed, lambda tree: sign_again(tree, stranger / "stranger.key"))
     offered("half a manifest", not_signed, lambda tree: manifest(tree).write_bytes(manifest(tree).read_bytes()[:700]))
     offered("no content", "could not be fetched", lambda tree: shutil.rmtree(tree / "repo"))

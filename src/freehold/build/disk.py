@@ -13,6 +13,7 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.build import rootfs
+from freehold.build.enrol import DIRECTORY, NOTHING, SecureBootKeys
 from freehold.build.store import Store
 from freehold.build.tools import Tools
 from freehold.build.uki import sign_efi
@@ -54,12 +55,18 @@ def derived_uuid(*parts: str) -> str:
     return str(uuid.UUID(hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]))
 
 
-def loader_conf(timeout: int) -> str:
-    """systemd-boot's configuration. The command line is sealed, so there is nothing to edit."""
-    return f"timeout {timeout}\neditor no\nconsole-mode keep\n"
+def loader_conf(timeout: int, enrol: str = "off") -> str:
+    """systemd-boot's configuration. The command line is sealed, so there is nothing to edit. Pure.
+
+    ``enrol``: what it does with keys on the disk when the machine is in setup mode, in its own words.
+    """
+    keys = "" if enrol == "off" else f"secure-boot-enroll {enrol}\n"
+    return f"timeout {timeout}\neditor no\nconsole-mode keep\n{keys}"
 
 
-def _make_esp(tools: Tools, release: Path, manifest: dict[str, object], target: Path, signer: Signer, timeout: int) -> None:
+def _make_esp(
+    tools: Tools, release: Path, manifest: dict[str, object], target: Path, signer: Signer, timeout: int, keys: SecureBootKeys
+) -> None:
     staging = target.parent / "esp"
     for directory in ("EFI/BOOT", "EFI/Linux", "EFI/systemd", "loader"):
         (staging / directory).mkdir(parents=True)
@@ -70,7 +77,10 @@ def _make_esp(tools: Tools, release: Path, manifest: dict[str, object], target: 
     shutil.copy(loader, staging / "EFI/systemd/systemd-bootx64.efi")
     name = uki_name(str(manifest["name"]), str(manifest["version"]), str(manifest["image_digest"]))
     shutil.copy(release / "uki.efi", staging / "EFI/Linux" / name)
-    (staging / "loader/loader.conf").write_text(loader_conf(timeout))
+    (staging / "loader/loader.conf").write_text(loader_conf(timeout, keys.enrolment.mode))
+    for update, content in keys.files(int(str(manifest["timestamp"]))).items():
+        (staging / DIRECTORY).mkdir(parents=True, exist_ok=True)
+        (staging / DIRECTORY / update).write_bytes(content)
     (staging / "loader/entries.srel").write_text("type1\n")
     with target.open("wb") as file:
         file.truncate(ESP_SIZE)
@@ -152,12 +162,12 @@ def partition_table(size: int, digest: str) -> str:
 
 def make_disk(
     tools: Tools, store: Store, release: Path, target: Path, *, signer: Signer, monitor: Monitor, size: int = DEFAULT_SIZE,
-    ignition: bytes | None = None, timeout: int = 0,
+    ignition: bytes | None = None, timeout: int = 0, keys: SecureBootKeys = NOTHING,
 ) -> Disk:  # fmt: skip
     """Make the disk ``target`` (raw, or qcow2 by its suffix) from a sealed release.
 
-    ``ignition`` is a provisioning file for the first boot. Raises :class:`InputError` when ``size`` is
-    too small; nothing is left at ``target`` when anything fails.
+    ``ignition`` is a provisioning file for the first boot; ``keys`` go into the firmware then. Raises
+    :class:`InputError` when ``size`` is too small; nothing is left at ``target`` when anything fails.
     """
     manifest = json.loads((release / "manifest.json").read_text())
     if size < 4 << 30 or size % MIB:
@@ -166,7 +176,7 @@ def make_disk(
     temporary = target.with_name(f".{target.name}.partial")
     try:
         with step(monitor, "boot partition"):
-            _make_esp(tools, release, manifest, work / "esp.img", signer, timeout)
+            _make_esp(tools, release, manifest, work / "esp.img", signer, timeout, keys)
         with step(monitor, "root file system"):
             room = size - ESP_SIZE - 2 * ALIGNMENT
             _make_root(tools, store, release, manifest, work / "root.img", room, ignition, monitor)

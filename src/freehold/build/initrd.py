@@ -90,7 +90,10 @@ def decompress(name: str, data: bytes) -> bytes:
 
 
 def members(tree: Path, kernel: str, keychain: Sequence[tuple[str, bytes]]) -> dict[str, cpio.Member]:
-    """What the initrd holds. Raises :class:`FreeholdError` when the tree lacks a part."""
+    """What the initrd holds; ``keychain`` is file names with contents.
+
+    Raises :class:`FreeholdError` when the tree lacks a part.
+    """
     home = tree / "usr/lib/modules" / kernel
     early = tree / "usr/lib/freehold/early"
     if not early.is_file():
@@ -99,7 +102,7 @@ def members(tree: Path, kernel: str, keychain: Sequence[tuple[str, bytes]]) -> d
         parse_dependencies((home / "modules.dep").read_text()), (home / "modules.alias").read_text().splitlines()
     )
     packed = {"init": cpio.Member(cpio.EXECUTABLE, early.read_bytes())}
-    packed.update({f"keychain/{name}": cpio.Member(cpio.REGULAR, der) for name, der in keychain})
+    packed.update({f"keychain/{name}": cpio.Member(cpio.REGULAR, content) for name, content in keychain})
     packed["modules/load"] = cpio.Member(cpio.REGULAR, modules.rules.encode())
     for name, path in modules.files.items():
         packed[f"modules/{name}"] = cpio.Member(cpio.REGULAR, decompress(path, (home / path).read_bytes()))

@@ -8,15 +8,28 @@ import getpass
 from dataclasses import dataclass
 from pathlib import Path
 
+from freehold.build import tokens
 from freehold.build.recipe import Certificate, Recipe
 from freehold.errors import InputError
+from freehold.keys.formats import REVOKED_NAME, Revocation, merge_revoked, serialize_revoked
+from freehold.keys.issue import create, read_revoked
 from freehold.keys.verbs import default_directory
-from freehold.keys.verify import Role, role_of
-from freehold.keys.x509 import Signer, create, load_signer
+from freehold.keys.verify import (
+    KEYCHAIN_ROLES,
+    MAX_CERTIFICATE_BYTES,
+    Keychain,
+    Role,
+    issued_by,
+    keychain_entry,
+    role_of,
+    verify_document,
+)
+from freehold.keys.x509 import Signer, load_signer
 from freehold.monitor import Monitor
 
 RELEASE_KEY = "release"
-FIRST_KEYS: tuple[tuple[str, Role], ...] = ((RELEASE_KEY, "release"), ("owner", "owner"))
+OWNER_KEY = "owner"
+FIRST_KEYS: tuple[tuple[str, Role], ...] = ((RELEASE_KEY, "release"), (OWNER_KEY, "owner"))
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class KeyDirectory:
             )
         return chosen
 
-    def signer(self, uri: str | None) -> Signer:
+    def signer(self, uri: str | None, monitor: Monitor) -> Signer:
         """The release key: ``uri``, else ``release.key`` of this directory.
 
         Raises :class:`InputError` with the command that makes one when there is none.
@@ -52,36 +65,80 @@ class KeyDirectory:
                 f"there is no release key in {self.path}",
                 hint=f"make one: freehold key new {RELEASE_KEY} --role release --out {self.path}",
             )
-        return load_signer(uri or f"file:{self.path / RELEASE_KEY}.key", ask=ask)
+        return load_signer(uri or f"file:{self.path / RELEASE_KEY}.key", ask, tokens.schemes(monitor))
+
+    def owner(self, uri: str | None, monitor: Monitor) -> Signer:
+        """The owner's key: ``uri``, else ``owner.key`` of this directory.
+
+        Raises :class:`InputError` when there is none, or when it has another role.
+        """
+        if uri is None and not (self.path / f"{OWNER_KEY}.key").is_file():
+            raise InputError(f"there is no owner's key in {self.path}", hint="--owner-key file:/media/stick/owner.key names one")
+        signer = load_signer(uri or f"file:{self.path / OWNER_KEY}.key", ask, tokens.schemes(monitor))
+        if signer.role not in (None, "owner"):
+            raise InputError(f"that key's role is {signer.role}, not owner", hint="freehold key show explains a key")
+        return signer
 
     def certificates(self) -> tuple[Certificate, ...]:
-        """Every certificate here that has a role, as keychain members."""
+        """The certificates here that machines have to know beforehand, as keychain members.
+
+        Those are vendors, owners, and release keys that vouch for themselves: an issued one comes with its signature.
+        """
+        from cryptography import x509
+
         found = []
         for path in sorted(self.path.glob("*.der")):
-            role = role_of(path.read_bytes())
-            if role is not None:
-                found.append(Certificate(role, path.stem, path.read_bytes()))
+            with path.open("rb") as source:
+                der = source.read(MAX_CERTIFICATE_BYTES + 1)
+            try:
+                certificate, role = x509.load_der_x509_certificate(der), role_of(der)
+            except ValueError:
+                raise InputError(f"{path} is not an X.509 certificate", hint="remove it, or give another --keys") from None
+            if role in KEYCHAIN_ROLES and (role != "release" or issued_by(certificate, certificate)):
+                found.append(Certificate(role, path.stem, der))
         return tuple(found)
+
+    def revoked(self) -> tuple[Revocation, ...]:
+        """What ``freehold key revoke`` has noted here."""
+        return read_revoked(self.path / REVOKED_NAME)
 
 
 def ask(prompt: str) -> bytes:
-    """Ask the terminal for a passphrase."""
-    return getpass.getpass(f"{prompt}: ").encode()
+    """Ask the terminal for a passphrase or a PIN."""
+    return getpass.getpass(prompt).encode()
 
 
 def with_keychain(recipe: Recipe, keys: KeyDirectory, signer: Signer) -> Recipe:
-    """The recipe with its keychain: its own certificates, else all of ``keys``; the signer's always.
+    """The recipe with its keychain: its own certificates, else those of ``keys``, less the revoked ones.
 
-    A release that its own machines would refuse is never built.
+    What is revoked is that of the recipe and of ``keys`` together. A release that its own machines would refuse is
+    never built: raises :class:`InputError` when ``signer`` is neither pinned nor issued by a vendor in the keychain.
     """
-    chain = {one.filename: one for one in (recipe.keychain or keys.certificates())}
-    der = signer.certificate_der()
     if signer.role != "release":
         raise InputError("the signing key has not the role 'release'", hint="freehold key show explains a key")
-    if der not in [one.data for one in chain.values()]:
-        own = Certificate("release", RELEASE_KEY, der)
-        if own.filename in chain:
-            raise InputError("the recipe's keychain has another certificate named release")
-        chain[own.filename] = own
-    return dataclasses.replace(recipe, keychain=tuple(chain[name] for name in sorted(chain)))
-
+    revoked = merge_revoked(recipe.revoked, keys.revoked())
+    try:
+        serialize_revoked(revoked)
+    except ValueError as error:
+        raise InputError(f"recipe and {keys.path} together revoke too much: {error}") from None
+    entries, members, faults = [], [], []
+    for one in recipe.keychain or keys.certificates():
+        try:
+            entry = keychain_entry(one.filename, one.data)
+        except ValueError as error:
+            faults.append(f"{one.filename}: {error}")
+            continue
+        entries.append(entry)
+        # Nobody needs to know a certificate that counts for nothing.
+        if Keychain(revoked=revoked).why_revoked(one.data) is None:
+            members.append(one)
+    if faults:
+        raise InputError("the keychain is not usable", faults=faults)
+    verdict = verify_document(b"", signer.sign_document(b""), keychain=Keychain(tuple(entries), revoked))
+    if not verdict.ok:
+        raise InputError(
+            f"machines with this keychain would refuse the release: {verdict.reason}",
+            hint="the signing key's certificate, or its vendor's, belongs into the recipe's [keychain] or into --keys",
+        )
+    members.sort(key=lambda one: one.filename)
+    return dataclasses.replace(recipe, keychain=tuple(members), revoked=revoked)

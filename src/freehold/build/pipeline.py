@@ -138,7 +138,7 @@ def build(
     if version is not None and not version_valid(version):
         raise InputError(f"{version!r} is not a version", hint="letters, digits, dots and dashes, at most 64")
     recipe = load(path)
-    signer = keys.signer(key_uri)
+    signer = keys.signer(key_uri, monitor)
     recipe = with_keychain(recipe, keys, signer)
     with atomic.exclusive(store.root / "lock", f"the store {store.root}"):
         tools = ensure(cache_directory(), monitor, sources=sources)
@@ -173,8 +173,7 @@ def _make(
         )
         found = installed((root / DPKG_STATUS).read_text())
         entries = list(commits.walk(root))
-        chain = [(one.filename, one.data) for one in recipe.keychain]
-        packed = initrd.members(root, kernel, chain)
+        packed = initrd.members(root, kernel, recipe.keychain_files())
         vmlinuz = work / "vmlinuz"
         shutil.copy(root / "usr/lib/modules" / kernel / "vmlinuz", vmlinuz)
     with clock.time("commit", monitor):
@@ -193,7 +192,7 @@ def _make(
         manifest = _manifest(inputs, version, kernel, commit.id, metadata, sealed / "uki.efi", found)
         data = serialize_manifest(manifest)
         (sealed / "manifest.json").write_bytes(data)
-        (sealed / "manifest.json.sig").write_bytes(signer.sign(data))
+        (sealed / "manifest.json.sig").write_bytes(signer.sign_document(data))
         (sealed / "build.json").write_text(json.dumps(_measures(entries, clock, inputs)) + "\n")
     atomic.write(store.locks / f"{recipe.name}.ids", lock.text())
     atomic.publish(sealed, release)

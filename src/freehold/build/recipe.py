@@ -21,6 +21,15 @@ from typing import Any
 from freehold.build.recipe_lines import KeyPath, LineIndex, show
 from freehold.build.recipe_schema import SCHEMA, Key, Table, faults, suggest
 from freehold.errors import InputError
+from freehold.keys.formats import (
+    MAX_REVOKED_BYTES,
+    REVOKED_NAME,
+    Revocation,
+    merge_revoked,
+    parse_revoked,
+    serialize_revoked,
+)
+from freehold.keys.verify import KEYCHAIN_ROLES
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_FILE_BYTES = 16 << 20
@@ -115,6 +124,7 @@ class Recipe:
     update_url: str | None
     update_stream: str
     keychain: tuple[Certificate, ...]
+    revoked: tuple[Revocation, ...]
     var_tmpfiles: tuple[str, ...]
     var_discard: tuple[str, ...]
     var_seed: tuple[str, ...]
@@ -133,8 +143,9 @@ class Recipe:
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
     def keychain_files(self) -> tuple[tuple[str, bytes], ...]:
-        """The keychain as (file name, DER), sorted by name."""
-        return tuple((one.filename, one.data) for one in self.keychain)
+        """The keychain as (file name, content), sorted by name: certificates, and the list of revoked ones if any is."""
+        revoked = [(REVOKED_NAME, serialize_revoked(self.revoked))] if self.revoked else []
+        return tuple(sorted([*((one.filename, one.data) for one in self.keychain), *revoked]))
 
     def version_at(self, date: str, serial: int) -> str:
         """The version for a build on ``date`` (YYYYMMDD) that is number ``serial`` of that day, from 0."""
@@ -307,8 +318,17 @@ def _resolve(document: RecipeDocument, base: Path, problems: list[str]) -> dict[
         files.append({**element, "content": content})
     if files:
         data["files"] = files
-    keychain: dict[str, list[Certificate]] = {}
+    keychain: dict[str, list[Any]] = {}
     for role, names in data.get("keychain", {}).items():
+        if role == REVOKED_NAME:
+            where = document.where(("keychain", role))
+            try:
+                keychain[role] = list(parse_revoked(_read(base / names, MAX_REVOKED_BYTES)))
+            except OSError as error:
+                problems.append(f"{where}: {names!r}: {error.strerror}")
+            except ValueError as error:
+                problems.append(f"{where}: {names!r}: {error}")
+            continue
         for index, name in enumerate(names):
             where = document.where(("keychain", role, index))
             try:
@@ -362,8 +382,8 @@ def assembly_faults(data: Mapping[str, Any], source: str) -> list[str]:
         elif uid is not None:
             uids[uid] = user["name"]
     names: set[str] = set()
-    for certificates in data.get("keychain", {}).values():
-        for certificate in certificates:
+    for role in KEYCHAIN_ROLES:
+        for certificate in data.get("keychain", {}).get(role, ()):
             if certificate.filename in names:
                 found.append(f"{source}: keychain: two certificates would be {certificate.filename}")
             names.add(certificate.filename)
@@ -417,9 +437,11 @@ def assemble(data: Mapping[str, Any]) -> Recipe:
         update_url=part("update", "url", None), update_stream=part("update", "stream", "stable"),
         keychain=tuple(
             sorted(
-                (one for role in data.get("keychain", {}).values() for one in role), key=lambda one: str(one.filename)
+                (one for role in KEYCHAIN_ROLES for one in data.get("keychain", {}).get(role, ())),
+                key=lambda one: str(one.filename),
             )
         ),
+        revoked=merge_revoked(part("keychain", REVOKED_NAME, ())),
         var_tmpfiles=names(part("var", "tmpfiles", ())), var_discard=names(part("var", "discard", ())),
         var_seed=names(part("var", "seed", ())), setuid_keep=tuple(sorted(part("setuid", "keep", ()))),
     )  # fmt: skip

@@ -218,7 +218,13 @@ SCHEMA = Table(
             },
         ),
         "keychain": Table(
-            about="Certificates built into the image", keys={"release": _CERTIFICATES, "owner": _CERTIFICATES}
+            about="Certificates built into the image",
+            keys={
+                "vendor": _CERTIFICATES,
+                "owner": _CERTIFICATES,
+                "release": _CERTIFICATES,
+                "revoked": Key("string", "list of revoked certificates, relative to the recipe", _relative),
+            },
         ),
         "var": Table(
             about="What happens to what packages put into /var",

@@ -85,7 +85,7 @@ class Store:
         for candidate in (self.releases / name, Path(name)):
             if (candidate / "manifest.json").is_file():
                 return candidate
-        known = sorted(path.name for path in self.releases.iterdir() if (path / "manifest.json").is_file())
+        known = sorted(path.parent.name for path in self.releases.glob("*/manifest.json") if path.is_file())
         raise InputError(
             f"no release {name!r} in {self.root}",
             hint=f"known: {', '.join(known)}" if known else "build one with `freehold build RECIPE`",

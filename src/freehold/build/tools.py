@@ -23,10 +23,11 @@ from freehold.run import Argument, Completed
 SUITE = "trixie"
 PACKAGES = (
     "apt binutils bpftool bzip2 ca-certificates clang cpio debhelper dh-python dosfstools dpkg-dev e2fsprogs "
-    "erofs-utils fakeroot fdisk file fsverity gcc keyutils kmod libbpf-dev libc6-dev libelf-dev libzstd-dev "
-    "linux-bpf-dev llvm make mmdebstrap mount mtools openssl ostree ovmf pybuild-plugin-pyproject python3-all "
-    "python3-cryptography python3-setuptools python3-virt-firmware qemu-system-x86 qemu-utils sbsigntool swtpm "
-    "systemd-boot-efi systemd-ukify util-linux xz-utils zlib1g-dev zstd"
+    "erofs-utils fakeroot fdisk file fsverity gcc keyutils kmod libbpf-dev libc6-dev libelf-dev "
+    "libtss2-tcti-device0t64 libtss2-tcti-swtpm0t64 libzstd-dev linux-bpf-dev llvm make mmdebstrap mount mtools "
+    "opensc-pkcs11 openssl ostree ovmf pkcs11-provider pybuild-plugin-pyproject python3-all python3-cryptography "
+    "python3-setuptools python3-virt-firmware qemu-system-x86 qemu-utils sbsigntool softhsm2 swtpm systemd-boot-efi "
+    "systemd-ukify tpm2-openssl util-linux xz-utils zlib1g-dev zstd"
 ).split()
 #: Host programs without which there is no tools tree.
 HOST_PROGRAMS = ("mmdebstrap", "bwrap")

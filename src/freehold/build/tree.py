@@ -137,12 +137,12 @@ def stamp_bytecode(tree: Path, epoch: int) -> None:
 
 
 def install_keychain(tree: Path, recipe: Recipe) -> None:
-    """Put the keychain into the sealed tree, DER, one file per certificate."""
+    """Put the keychain into the sealed tree: DER, one file per certificate, and the list of revoked ones."""
     directory = tree / "usr/lib/freehold/keychain"
     directory.mkdir(parents=True, exist_ok=True)
-    for certificate in recipe.keychain:
-        (directory / certificate.filename).write_bytes(certificate.data)
-        (directory / certificate.filename).chmod(0o644)
+    for name, content in recipe.keychain_files():
+        (directory / name).write_bytes(content)
+        (directory / name).chmod(0o644)
 
 
 def name_release(tree: Path, recipe: Recipe, version: str) -> None:

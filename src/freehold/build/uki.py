@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from freehold.build.tokens import NOBODY_TO_ASK
 from freehold.build.tools import Tools
 from freehold.keys.x509 import Signer
 
@@ -47,12 +48,14 @@ def write_uki(tools: Tools, work: Path, *, kernel: Path, uname: str, initrd: Pat
 
 
 def sign_efi(tools: Tools, source: Path, target: Path, signer: Signer) -> None:
-    """Sign an EFI program (UKI or boot loader) for the firmware's db."""
-    with signer.private_pem_path() as key:
-        certificate = key.with_name("certificate.pem")
+    """Sign an EFI program (UKI or boot loader) for the firmware's db; the signer's certificate goes with the signature."""
+    signer.check_dates()
+    with signer.lend() as key:
+        certificate = key.path.with_name("certificate.pem")
         certificate.write_bytes(signer.certificate_pem())
         tools.run(
-            ["sbsign", f"--key={key}", f"--cert={certificate}", f"--output={target}", source],
-            binds=[target.parent],
-            ro_binds=[*{source.parent, key.parent} - {target.parent}],
+            [*NOBODY_TO_ASK, "sbsign", f"--key={key.path}", f"--cert={certificate}", f"--output={target}", source],
+            binds=[target.parent, *key.places],
+            ro_binds=[*{source.parent, key.path.parent} - {target.parent}],
+            env=key.environment,
         )

@@ -9,11 +9,12 @@ import re
 from pathlib import Path
 
 from freehold.build import disk as disks
-from freehold.build import pipeline
+from freehold.build import enrol_options, pipeline
 from freehold.build.keys import KeyDirectory
 from freehold.build.store import Store, cache_directory, default_store
 from freehold.build.tools import ensure
 from freehold.errors import InputError
+from freehold.keys.verbs import default_directory
 from freehold.monitor import Monitor
 from freehold.report import Report
 from freehold.update.manifest import Manifest, parse_manifest
@@ -28,7 +29,7 @@ def _store_argument(parser: argparse.ArgumentParser) -> None:
 
 def _key_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", type=Path, metavar="DIR", help="directory of keys (default: the user's)")
-    parser.add_argument("--key", metavar="URI", help="the release key, as file:PATH (default: release.key of --keys)")
+    parser.add_argument("--key", metavar="URI", help="the release key: file:, pkcs11: or tpm2: (default: release.key of --keys)")
 
 
 def _store(options: argparse.Namespace) -> Store:
@@ -64,11 +65,22 @@ def build(options: argparse.Namespace, monitor: Monitor) -> Report:
 def disk_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``freehold disk``."""
     parser.add_argument("release", help="a release (NAME-VERSION or its directory), or a recipe to build first")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the disk; .qcow2 or raw")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the disk; .qcow2 or raw")
     parser.add_argument("--size", default="8G", help="size of the disk (default 8G; only what is used takes space)")
     parser.add_argument("--ignition", type=Path, metavar="FILE", help="Ignition file for the first boot")
     _store_argument(parser)
     _key_arguments(parser)
+    enrol_options.add_arguments(parser)
+
+
+def _dry_run(options: argparse.Namespace, monitor: Monitor) -> Report:
+    """What ``disk`` would enrol; makes no disk, no release, no key."""
+    store = Store((options.store or default_store()).absolute())
+    release = store.release(options.release)
+    keys = KeyDirectory(options.keys or default_directory())
+    enrolment = enrol_options.chosen(options, store, keys, release, monitor).enrolment
+    data = {"schema": "freehold-disk-1", "dry_run": True, "release": release.name, "enrolment": enrolment.data()}
+    return Report(data, f"{enrolment.text()}\nNothing was written.")
 
 
 def parse_size(text: str) -> int:
@@ -81,6 +93,10 @@ def parse_size(text: str) -> int:
 
 def disk(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Make a disk."""
+    if options.dry_run:
+        return _dry_run(options, monitor)
+    if options.output is None:
+        raise InputError("where shall the disk go?", hint="-o FILE; a name that ends in .qcow2 gives that format")
     store, keys = _store(options), KeyDirectory.choose(options.keys, monitor)
     size = parse_size(options.size)
     ignition = None
@@ -96,17 +112,20 @@ def disk(options: argparse.Namespace, monitor: Monitor) -> Report:
         release = pipeline.build(Path(options.release), store, keys, monitor, key_uri=options.key).release
     else:
         release = store.release(options.release)
+    firmware_keys = enrol_options.chosen(options, store, keys, release, monitor)
     tools = ensure(cache_directory(), monitor)
     measures = json.loads((release / "build.json").read_text())
     made = disks.make_disk(
-        tools, store, release, options.output.absolute(), signer=keys.signer(options.key), monitor=monitor, size=size,
-        ignition=ignition, timeout=int(measures.get("timeout", 0)),
+        tools, store, release, options.output.absolute(), signer=keys.signer(options.key, monitor), monitor=monitor, size=size,
+        ignition=ignition, timeout=int(measures.get("timeout", 0)), keys=firmware_keys,
     )  # fmt: skip
     data = {
         "schema": "freehold-disk-1", "disk": str(made.path), "release": made.release, "size": made.size, "format": made.format,
+        "enrolment": firmware_keys.enrolment.data(),
     }  # fmt: skip
     text = (
         f"{made.path}: {made.format}, {made.size >> 30} GiB, release {made.release}\n"
+        f"{firmware_keys.enrolment.text()}\n"
         f"Next: freehold vm start {options.output} --name try"
     )
     return Report(dict(data), text)

@@ -32,11 +32,18 @@ VERBS = (
     Verb("disk", BUILD, "make a bootable disk image from a release", (
         "freehold disk server-1.2 -o server.qcow2 --ignition first-boot.ign",
         "freehold disk recipes/server.toml -o /tmp/server.raw --size 16G",
+        "freehold disk server-1.2 --enrol force --dry-run     (then -o server.raw without --dry-run)",
+        "freehold disk server-1.2 -o server.raw --enrol force --owner-key file:/media/stick/owner.key",
+        "freehold disk server-1.2 -o server.raw --enrol force --option-rom keep --extra-db microsoft-uefi-ca.der",
     )),
     Verb("inspect", BUILD, "show what a release holds", ("freehold inspect server-1.2 --json",)),
     Verb("diff", BUILD, "the difference between two releases", ("freehold diff server-1.1 server-1.2",)),
-    Verb("key", "freehold.keys.verbs", "make and show keys", (
-        "freehold key new release --role release",
+    Verb("key", "freehold.keys.verbs", "make, issue, revoke and show keys", (
+        "freehold key new vendor --role vendor",
+        "freehold key issue release --role release --ca file:vendor.key --days 365",
+        "freehold key request release --key 'pkcs11:token=HSM;object=release'",
+        "freehold key issue release --role release --ca file:vendor.key --request release.csr",
+        "freehold key revoke release-1.crt --reason 'laptop stolen' --keys keys",
         "freehold key show owner",
     ), group=True),
     Verb("publish", SERVER, "put a release where machines find it", ("freehold publish server-1.2 --to /srv/www/freehold",)),

@@ -79,7 +79,7 @@ def judge(offered: Manifest, running: Manifest, entries: list[loader.Entry]) -> 
 
 def running_manifest(sysroot: Sysroot) -> Deployment:
     """The running deployment, its manifest's signature checked: root may have rewritten the copy on the disk."""
-    from freehold.keys.verify import Keychain, verify
+    from freehold.keys.verify import Keychain, verify_document
 
     identity = sysroot.booted_id()
     directory = sysroot.deployments / identity
@@ -88,7 +88,7 @@ def running_manifest(sysroot: Sysroot) -> Deployment:
         signature = read_bytes(directory / "manifest.json.sig", SIGNATURE_LIMIT)
     except OSError as error:
         raise NotHereError(f"the running deployment {identity} has no manifest: {error.strerror}") from None
-    verdict = verify(data, signature, keychain=Keychain.from_directory(sysroot.keychain), role="release")
+    verdict = verify_document(data, signature, keychain=Keychain.from_directory(sysroot.keychain))
     if not verdict.ok:
         raise VerificationError(
             f"the manifest of the running deployment is not genuine: {verdict.reason}",

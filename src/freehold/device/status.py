@@ -18,6 +18,14 @@ from freehold.update.manifest import STREAM_LIMIT
 
 SCHEMA = "freehold-status-1"
 _CERTIFICATE_LIMIT = 64 << 10
+_REVOKED_LIMIT = 256 << 10
+#: What is weaker than it could be; the early step says the same on the console.
+WITHOUT_SECURE_BOOT = (
+    "Secure Boot is off: the chain of trust starts at the initrd; whoever can write the boot partition can replace it"
+)
+WITHOUT_FIRMWARE = (
+    "Secure Boot is on, but its certificates could not be used: signed files are believed by this release's own keychain"
+)
 
 
 def entries_of(sysroot: Sysroot) -> list[loader.Entry]:
@@ -29,19 +37,22 @@ def entries_of(sysroot: Sysroot) -> list[loader.Entry]:
 
 
 def keychain_of(sysroot: Sysroot) -> list[dict[str, object]]:
-    """Name, role and SHA-256 of each sealed certificate."""
+    """Name, role and SHA-256 of each sealed certificate, and whether the release revokes it."""
     try:
         names = sorted(path.name for path in sysroot.keychain.iterdir() if path.suffix == ".der")
+        listed = read_text(sysroot.keychain / "revoked", _REVOKED_LIMIT).splitlines()
     except OSError:
         return []
     result: list[dict[str, object]] = []
+    refused = {line.partition(" ")[0] for line in listed}
     for name in names:
         try:
             data = read_bytes(sysroot.keychain / name, _CERTIFICATE_LIMIT)
         except (OSError, FreeholdError):
             continue
         role, _, label = name.removesuffix(".der").partition("-")
-        result.append({"name": label, "role": role, "sha256": hashlib.sha256(data).hexdigest()})
+        digest = hashlib.sha256(data).hexdigest()
+        result.append({"name": label, "role": role, "sha256": digest, "revoked": digest in refused})
     return result
 
 
@@ -60,10 +71,19 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
     wanted = intent.get("lock") if intent.get("state") == "valid" else None
     if wanted in ("audit", "locked") and mode == "open":
         messages.append(f"the intent says {wanted}, but no guard enforces it")
+    secure_boot = sysroot.secure_boot()
+    source = boot.get("keychain_source")
+    if boot and not secure_boot:
+        messages.append(WITHOUT_SECURE_BOOT)
+    elif source == "image":
+        messages.append(WITHOUT_FIRMWARE)
     lock: dict[str, object] = {
         "state": mode,
-        "secure_boot": sysroot.secure_boot(),
+        "secure_boot": secure_boot,
         "keychain": keychain_of(sysroot),
+        "keychain_source": source if source in ("firmware", "image") else None,
+        "keychain_loaded": boot.get("keychain_loaded"),
+        "keychain_skipped": boot.get("keychain_skipped"),
         "emergency_ssh": False,
         "tier": str(intent.get("tier", "privileged")),
         "since": intent.get("since") or None,
@@ -151,7 +171,8 @@ def text(data: dict[str, object]) -> str:
         lines.append("This machine does not run a Freehold deployment.")
     secure = "on" if lock.get("secure_boot") else "off"
     since = f" since {when(lock.get('since'))}" if isinstance(lock.get("since"), int) else ""
-    lines.append(f"Lock: {lock.get('state')}{since}; Secure Boot {secure}; {len(_list(lock.get('keychain')))} keys")
+    keys = [key for key in _list(lock.get("keychain")) if isinstance(key, dict) and not key["revoked"]]
+    lines.append(f"Lock: {lock.get('state')}{since}; Secure Boot {secure}; {len(keys)} keys")
     stream = update.get("stream")
     checked = update.get("last_check")
     known = f", last check {when(checked)}" if isinstance(checked, int) else ", never checked"

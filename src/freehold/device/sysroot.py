@@ -191,8 +191,8 @@ class Sysroot(NamedTuple):
             data = read_bytes(self.system / "sys/firmware/efi/efivars" / _SECURE_BOOT, 64)
         except (OSError, FreeholdError):
             return False
-        # Four bytes of attributes come before the value.
-        return len(data) == 5 and data[4] == 1
+        # Four bytes of attributes come before the value. A stored one (non-volatile) is not the firmware's word.
+        return len(data) == 5 and data[0] & 1 == 0 and data[4] == 1
 
     def update_file(self, mode: str) -> Path | None:
         """The file that says where updates come from. While ``mode`` is ``locked``, never the running /etc."""

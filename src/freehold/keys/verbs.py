@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``freehold key …``: make keys, list them, say in words what one may do."""
+"""``freehold key …``: make keys, certificates and requests, revoke, list, say in words what one may do."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freehold.errors import InputError
-from freehold.keys.verify import ROLES, role_of
+from freehold.keys.formats import REVOKED_NAME
+from freehold.keys.verify import Keychain
 from freehold.monitor import Monitor
 from freehold.report import Report
 
 if TYPE_CHECKING:
-    from cryptography import x509
+    from freehold.keys.issue import KeyFiles
 
-MEANING = {
-    "release": "sign releases: manifests of updates, and boot images that firmware with this certificate starts",
-    "owner": "say for a machine whether it is locked, and commit its /etc",
-}
-NO_ROLE = "nothing by itself: it names no role, the keychain's file name decides (ROLE-NAME.der)"
+#: Roles of keys that vouch for themselves, and of those that another issues.
+SELF_SIGNED, ISSUED = ("vendor", "owner", "release"), ("release", "device")
 
 Adder = Callable[[argparse.ArgumentParser], None]
 Handler = Callable[[argparse.Namespace, Monitor], Report]
@@ -38,40 +35,93 @@ def default_directory() -> Path:
 def new_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``key new``."""
     parser.add_argument("name", metavar="NAME", help="name of the key and its files")
-    parser.add_argument("--role", required=True, choices=ROLES, help="what it may sign")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write it (default {default_directory()})")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--passphrase-file", type=Path, metavar="FILE", help="take the passphrase from its first line")
-    how.add_argument("--no-passphrase", action="store_true", help="leave the key unencrypted")
+    parser.add_argument("--role", required=True, choices=SELF_SIGNED, help="what it may sign; vendor and owner are CAs")
+    how = _output_arguments(parser)
+    how.add_argument("--key", metavar="URI", help="certify this key in a token (pkcs11:) or TPM (tpm2:), make none")
 
 
 def new(arguments: argparse.Namespace, monitor: Monitor) -> Report:
-    """Make a key and its certificate."""
+    """Make a key and its self-signed certificate."""
+    from freehold.build import tokens
+    from freehold.keys import issue, x509
+
+    out = arguments.out or default_directory()
+    if arguments.key:
+        opened = x509.load_key(arguments.key, _ask, tokens.schemes(monitor))
+        return _made("new", issue.create_for(opened.key, arguments.name, arguments.role, out), encrypted=None)
+    passphrase = _passphrase(arguments)
+    return _made("new", issue.create(arguments.name, arguments.role, out, passphrase), encrypted=passphrase is not None)
+
+
+def issue_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``key issue``."""
+    parser.add_argument("name", metavar="NAME", help="name of the key and its files")
+    parser.add_argument("--role", required=True, choices=ISSUED, help="release: by a vendor; device: by an owner")
+    parser.add_argument("--ca", required=True, metavar="URI", help="the issuing key: file:, pkcs11: or tpm2:")
+    parser.add_argument("--days", type=int, metavar="N", help="how long it is valid (default 730; never longer than the CA)")
+    how = _output_arguments(parser)
+    how.add_argument("--request", type=Path, metavar="FILE", help="certify the key of this request (PEM), make none")
+
+
+def issue(arguments: argparse.Namespace, monitor: Monitor) -> Report:
+    """Make a key and a certificate for it, or a certificate for the key of a request."""
+    from freehold.build import tokens
+    from freehold.keys import issue as work
     from freehold.keys import x509
 
-    if arguments.no_passphrase:
-        passphrase = None
-    elif arguments.passphrase_file:
-        passphrase = x509.read_passphrase(arguments.passphrase_file)
-    else:
-        passphrase = _new_passphrase()
-    files = x509.create(arguments.name, arguments.role, arguments.out or default_directory(), passphrase)
-    facts = describe(x509.load_certificate(files.certificate))
-    data: dict[str, object] = {
-        "key": str(files.key), "certificate": str(files.certificate), "der": str(files.der),
-        "encrypted": passphrase is not None, **facts,
-    }  # fmt: skip
-    return Report(data, f"{files.key}   keep it secret\n{files.certificate}\n{files.der}\nIt may {facts['may']}.\n")
+    out = arguments.out or default_directory()
+    days = work.DAYS_ISSUED if arguments.days is None else arguments.days
+    public = work.requested_key(arguments.request) if arguments.request else None
+    authority = x509.load_signer(arguments.ca, _ask, tokens.schemes(monitor))
+    if public is not None:
+        return _made("issue", work.issue_for(public, arguments.name, arguments.role, out, authority, days), encrypted=None)
+    work.check_authority(authority, arguments.role, days)
+    passphrase = _passphrase(arguments)
+    files = work.issue(arguments.name, arguments.role, out, passphrase, authority, days)
+    return _made("issue", files, encrypted=passphrase is not None)
 
 
-def _new_passphrase() -> bytes:
-    try:
-        first = getpass("passphrase for the new key: ")
-        if first != getpass("again: "):
-            raise InputError("the two passphrases differ")
-    except EOFError:
-        raise InputError("nobody is there to type a passphrase", hint="--passphrase-file or --no-passphrase") from None
-    return first.encode()
+def request_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``key request``."""
+    parser.add_argument("name", metavar="NAME", help="name of the request's file")
+    parser.add_argument("--key", required=True, metavar="URI", help="the key: file:, pkcs11: or tpm2:")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write it (default {default_directory()})")
+
+
+def request(arguments: argparse.Namespace, monitor: Monitor) -> Report:
+    """Write a certificate request for a key, to be answered where the CA's key is."""
+    from freehold.build import tokens
+    from freehold.keys import issue as work
+    from freehold.keys import x509
+
+    opened = x509.load_key(arguments.key, _ask, tokens.schemes(monitor))
+    path = work.request(opened.key, arguments.name, arguments.out or default_directory())
+    answer = f"freehold key issue {arguments.name} --role ROLE --ca URI --request {path.name}"
+    text = f"{path}\nNext, where the CA's key is: {answer}\n"
+    return Report({"schema": "freehold-key-request-1", "request": str(path)}, text)
+
+
+def revoke_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``key revoke``."""
+    parser.add_argument("certificate", type=Path, metavar="CERT", help="the certificate (PEM or DER)")
+    parser.add_argument("--reason", required=True, metavar="TEXT", help="why, in one line; machines show it")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help=f"whose list (default {default_directory()})")
+
+
+def revoke(arguments: argparse.Namespace, monitor: Monitor) -> Report:
+    """Note that a certificate no longer counts; releases built from now on carry the note."""
+    from freehold.keys import issue as work
+    from freehold.keys import x509
+    from freehold.keys.describe import describe
+
+    directory = arguments.keys or default_directory()
+    certificate = x509.load_certificate(arguments.certificate)
+    changed = work.revoke(x509.der_of(certificate), arguments.reason, directory)
+    path = directory / REVOKED_NAME
+    facts = describe(certificate, Keychain(revoked=work.read_revoked(path)))
+    what = "is revoked" if changed else "was revoked already"
+    text = f"{facts['subject']} {what}: {facts['revoked']}\nMachines honour {path} after their next update from here.\n"
+    return Report({"schema": "freehold-key-revoke-1", "changed": changed, "list": str(path), **facts}, text)
 
 
 def list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,76 +131,97 @@ def list_arguments(parser: argparse.ArgumentParser) -> None:
 
 def list_(arguments: argparse.Namespace, monitor: Monitor) -> Report:
     """Every certificate of a directory, and whether its private key lies beside it."""
+    from freehold.keys import issue as work
     from freehold.keys import x509
+    from freehold.keys.describe import describe, one_line
 
     directory = arguments.directory or default_directory()
     if not directory.is_dir():
         if arguments.directory:
             raise InputError(f"{directory} is not a directory")
-        return Report({"keys": []}, "No keys yet. `freehold key new NAME --role ROLE` makes one.\n")
+        return Report(
+            {"schema": "freehold-key-list-1", "keys": []}, "No keys yet. `freehold key new NAME --role ROLE` makes one.\n"
+        )
+    keychain = Keychain(revoked=work.read_revoked(directory / REVOKED_NAME))
     rows: list[dict[str, object]] = []
     for path in sorted(directory.glob("*.crt")):
-        facts = describe(x509.load_certificate(path))
-        rows.append({"name": path.stem, "private": path.with_suffix(".key").is_file(), **facts})
-    lines = [
-        f"{row['name']}  {row['role'] or 'no role'}  until {row['not_after']}  "
-        f"{'with private key' if row['private'] else 'certificate only'}\n"
-        for row in rows
-    ]
-    return Report({"keys": rows}, "".join(lines) or f"No keys in {directory}.\n")
+        private = any(path.with_suffix(suffix).is_file() for suffix in (".key", ".tss"))
+        rows.append({"name": path.stem, "private": private, **describe(x509.load_certificate(path), keychain)})
+    text = "".join(one_line(row) for row in rows) or f"No keys in {directory}.\n"
+    return Report({"schema": "freehold-key-list-1", "keys": rows}, text)
 
 
 def show_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``key show``."""
     parser.add_argument("name", metavar="NAME|FILE", help="a key's name, or a certificate (PEM or DER)")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="whose list of revoked ones (default: the certificate's)")
 
 
 def show(arguments: argparse.Namespace, monitor: Monitor) -> Report:
     """What one certificate may do, in words."""
+    from freehold.keys import issue as work
     from freehold.keys import x509
+    from freehold.keys.describe import describe, in_words
 
     path = Path(arguments.name)
     if "/" not in arguments.name and not path.is_file():
-        path = default_directory() / f"{arguments.name}.crt"
-    elif path.suffix == ".key":
+        path = (arguments.keys or default_directory()) / f"{arguments.name}.crt"
+    elif path.suffix in (".key", ".tss"):
         path = path.with_suffix(".crt")
-    facts = describe(x509.load_certificate(path))
-    text = (
-        f"{facts['subject']}\n"
-        f"  role         {facts['role'] or 'none'}\n"
-        f"  may          {facts['may']}\n"
-        f"  key          {facts['algorithm']}\n"
-        f"  fingerprint  sha256 {facts['fingerprint']}\n"
-        f"  valid        {facts['not_before']} to {facts['not_after']}{'' if facts['current'] else '  (not now)'}\n"
-        "               (kernel and lock do not look at the dates: take a key out of the keychain to revoke it)\n"
-    )
-    return Report({"file": str(path), **facts}, text)
+    revoked = work.read_revoked((arguments.keys or path.parent) / REVOKED_NAME)
+    facts = describe(x509.load_certificate(path), Keychain(revoked=revoked))
+    return Report({"schema": "freehold-key-show-1", "file": str(path), **facts}, in_words(facts))
 
 
-def describe(certificate: x509.Certificate) -> dict[str, object]:
-    """A certificate's facts, as JSON has them. Pure but for the clock (``current``)."""
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import rsa
-    from cryptography.hazmat.primitives.serialization import Encoding
+def _output_arguments(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Where to, and how the private key is kept: one of these."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write it (default {default_directory()})")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--passphrase-file", type=Path, metavar="FILE", help="take the passphrase from its first line")
+    how.add_argument("--no-passphrase", action="store_true", help="leave the key unencrypted")
+    return how
 
-    role = role_of(certificate.public_bytes(Encoding.DER))
-    public = certificate.public_key()
-    usable = isinstance(public, rsa.RSAPublicKey) and 2048 <= public.key_size <= 4096
-    may = MEANING[role] if role else NO_ROLE
-    return {
-        "subject": certificate.subject.rfc4514_string(),
-        "role": role,
-        "may": may if usable else "nothing here: only RSA keys of 2048 to 4096 bits count",
-        "algorithm": f"RSA-{public.key_size}" if isinstance(public, rsa.RSAPublicKey) else type(public).__name__,
-        "fingerprint": certificate.fingerprint(hashes.SHA256()).hex(),
-        "not_before": f"{certificate.not_valid_before_utc:%Y-%m-%d}",
-        "not_after": f"{certificate.not_valid_after_utc:%Y-%m-%d}",
-        "current": certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc,
-    }
+
+def _passphrase(arguments: argparse.Namespace) -> bytes | None:
+    from freehold.keys import x509
+
+    if arguments.no_passphrase:
+        return None
+    if arguments.passphrase_file:
+        return x509.read_passphrase(arguments.passphrase_file)
+    first = _ask("passphrase for the new key: ")
+    if first != _ask("again: "):
+        raise InputError("the two passphrases differ")
+    return first
+
+
+def _ask(prompt: str) -> bytes:
+    try:
+        return getpass(prompt).encode()
+    except EOFError:
+        hint = "--passphrase-file or --no-passphrase; passphrase-file= or pin-source= in a URI"
+        raise InputError("nobody is there to type a secret", hint=hint) from None
+
+
+def _made(verb: str, files: KeyFiles, *, encrypted: bool | None) -> Report:
+    """The report on new files; ``encrypted`` is ``None`` when the private key lies elsewhere."""
+    from freehold.keys import x509
+    from freehold.keys.describe import describe
+
+    facts = describe(x509.load_certificate(files.certificate), Keychain())
+    data: dict[str, object] = {
+        "schema": f"freehold-key-{verb}-1", "key": str(files.key) if files.key else None,
+        "certificate": str(files.certificate), "der": str(files.der), "encrypted": encrypted, **facts,
+    }  # fmt: skip
+    secret = f"{files.key}   keep it secret\n" if files.key else ""
+    return Report(data, f"{secret}{files.certificate}\n{files.der}\nUntil {facts['not_after']} it may {facts['may']}.\n")
 
 
 VERBS: tuple[tuple[str, str, Adder, Handler], ...] = (
-    ("new", "make a key and its certificate", new_arguments, new),
+    ("new", "make a key that vouches for itself", new_arguments, new),
+    ("issue", "make a key, or certify one, by a CA", issue_arguments, issue),
+    ("request", "ask a CA elsewhere to certify a key", request_arguments, request),
+    ("revoke", "note that a certificate no longer counts", revoke_arguments, revoke),
     ("list", "show the keys of a directory", list_arguments, list_),
     ("show", "say what a certificate may do", show_arguments, show),
 )

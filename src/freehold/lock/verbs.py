@@ -23,13 +23,15 @@ SUFFIX = ".signed"
 def _credential(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the owner's credential (one of)")
     choice = group.add_mutually_exclusive_group()
-    choice.add_argument("--key", metavar="URI", help="the owner's key, as file:PATH; its passphrase is asked for")
+    choice.add_argument("--key", metavar="URI", help="the owner's key: file:PATH; on a builder also pkcs11: and tpm2:")
     choice.add_argument("--request", type=Path, metavar="FILE", help="write a request, to be signed elsewhere")
     choice.add_argument("--answer", type=Path, metavar="FILE", help="the signed answer to a request")
 
 
-def _owner(uri: str) -> Signer:
-    signer = load_signer(uri, ask=lambda prompt: getpass.getpass(f"{prompt}: ").encode())
+def _owner(uri: str, monitor: Monitor) -> Signer:
+    from freehold.build import tokens
+
+    signer = load_signer(uri, lambda prompt: getpass.getpass(prompt).encode(), tokens.schemes(monitor))
     if signer.role != "owner":
         raise InputError("this key has not the role 'owner'", hint="`freehold key show` says what a key may do")
     return signer
@@ -82,7 +84,7 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
                 "locking needs the owner's credential",
                 hint="--key file:PATH where the key is at hand, or --request FILE to have it signed elsewhere",
             )
-        signer = _owner(options.key) if options.key else None
+        signer = _owner(options.key, monitor) if options.key else None
         with step(monitor, "commit /etc"):
             captured = actions.capture()
         for line in captured.left_out:
@@ -120,7 +122,7 @@ def unlock_arguments(parser: argparse.ArgumentParser) -> None:
     _credential(parser)
 
 
-def unlock(options: argparse.Namespace, _monitor: Monitor) -> Report:
+def unlock(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Open this machine at its next boot. Nothing is lost."""
     current = actions.standing()
     if options.answer is not None:
@@ -139,7 +141,7 @@ def unlock(options: argparse.Namespace, _monitor: Monitor) -> Report:
         wanted = actions.propose("open", current.intent.config if current.intent else None)
         if options.request is not None:
             return _request(options.request, wanted, "unlock")
-        signed = intent.sign(wanted, _owner(options.key).sign)
+        signed = intent.sign(wanted, _owner(options.key, monitor).sign)
         actions.check_answer(signed)
     actions.leave(signed)
     text = "The owner's word is in the inbox: the next boot is open.\nNext: reboot"
@@ -149,15 +151,15 @@ def unlock(options: argparse.Namespace, _monitor: Monitor) -> Report:
 def sign_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``freehold sign``."""
     parser.add_argument("request", type=Path, help="the request file that a machine wrote")
-    parser.add_argument("--key", required=True, metavar="URI", help="the owner's key, as file:PATH")
+    parser.add_argument("--key", required=True, metavar="URI", help="the owner's key: file:, pkcs11: or tpm2:")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"the answer (default: REQUEST{SUFFIX})")
 
 
-def sign(options: argparse.Namespace, _monitor: Monitor) -> Report:
+def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Sign a machine's request, after showing what it says."""
     wanted = intent.parse(_read(options.request))
     print(describe(wanted), file=sys.stderr)
-    answer = intent.sign(wanted, _owner(options.key).sign)
+    answer = intent.sign(wanted, _owner(options.key, monitor).sign)
     output = options.output or options.request.with_name(options.request.name + SUFFIX)
     atomic.write(output, answer)
     verb = "unlock" if wanted.lock == "open" else "lock"

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from freehold import atomic
 from freehold.errors import InputError
+from freehold.keys.formats import parse_signature
 from freehold.monitor import Monitor, step
 from freehold.run import Argument, Completed
 from freehold.update.manifest import (
@@ -78,8 +79,10 @@ def load_release(directory: Path) -> Release:
         faults.append("image: another digest than the manifest says")
     if sha256(_read(directory / "uki.efi", manifest.uki.size)) != manifest.uki.sha256:
         faults.append("uki.efi: another digest than the manifest says")
-    if not 0 < (directory / "manifest.json.sig").stat().st_size <= SIGNATURE_LIMIT:
-        faults.append("manifest.json.sig: not a signature")
+    try:
+        parse_signature(_read(directory / "manifest.json.sig", SIGNATURE_LIMIT))
+    except (ValueError, InputError) as error:
+        faults.append(f"manifest.json.sig: {error}")
     if faults:
         raise InputError(f"the release in {directory} is damaged: {faults[0]}", faults=faults, hint="build it again")
     return Release(directory, manifest, data)
@@ -97,8 +100,8 @@ def publish(
 ) -> Published:
     """Publish ``release`` (its content in the ostree repository ``repo``) to the directory ``target``.
 
-    ``sign`` makes the raw signature of role release. Raises :class:`InputError` when the stream is ahead, or when
-    another release was published under this version; :class:`BusyError` during another publish.
+    ``sign`` makes the content of a ``.sig`` file, by a key of role release. Raises :class:`InputError` when the
+    stream is ahead, or when another release was published under this version; :class:`BusyError` during another publish.
     """
     if not stream_valid(stream):
         raise InputError(f"{stream[:80]!r} is not a stream's name", hint="lower-case letters, digits and ._-")

@@ -18,7 +18,7 @@ def publish_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("release", metavar="RELEASE", help="a release in the store (NAME-VERSION), or its directory")
     parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="the directory that a web server carries")
     parser.add_argument("--stream", default="stable", help="the stream that points to it (default: stable)")
-    parser.add_argument("--key", required=True, metavar="URI", help="the release key, for example file:release.key")
+    parser.add_argument("--key", required=True, metavar="URI", help="the release key: file:, pkcs11: or tpm2:")
     parser.add_argument("--store", type=Path, metavar="DIR", help="the builder's store")
 
 
@@ -27,14 +27,14 @@ def publish(arguments: argparse.Namespace, monitor: Monitor) -> Report:
     from getpass import getpass
 
     from freehold.build import store as stores
-    from freehold.build import tools
+    from freehold.build import tokens, tools
     from freehold.errors import InputError
     from freehold.keys.x509 import load_signer
     from freehold.server import publish as work
 
     store = stores.Store.open(arguments.store or stores.default_store())
     release = work.load_release(store.release(arguments.release))
-    signer = load_signer(arguments.key, lambda prompt: getpass(prompt).encode())
+    signer = load_signer(arguments.key, lambda prompt: getpass(prompt).encode(), tokens.schemes(monitor))
     if signer.role != "release":
         raise InputError(f"{arguments.key} is a key of role {signer.role}, publishing needs one of role release")
     tree = tools.ensure(stores.cache_directory(), monitor)
@@ -43,7 +43,7 @@ def publish(arguments: argparse.Namespace, monitor: Monitor) -> Report:
         arguments.to,
         stream=arguments.stream,
         repo=store.repo,
-        sign=signer.sign,
+        sign=signer.sign_document,
         runner=tree.run,
         monitor=monitor,
     )

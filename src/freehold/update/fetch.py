@@ -143,18 +143,18 @@ def download(
 
 
 def offer(base: str, stream: str, keychain: Keychain, *, limits: Limits = DEFAULT_LIMITS) -> Offer:
-    """What ``stream`` at ``base`` points to, signatures checked against role ``release`` of ``keychain``.
+    """What ``stream`` at ``base`` points to, signatures checked for role ``release`` by ``keychain``.
 
     Raises :class:`VerificationError` when anything fails its check, :class:`FreeholdError` when it
     cannot be had.
     """
-    from freehold.keys.verify import verify
+    from freehold.keys.verify import verify_document
 
     def signed(path: str, limit: int, tries: int = 1) -> tuple[bytes, bytes, str]:
         while True:
             data = fetch(f"{base}/{path}", limit, limits=limits)
             signature = fetch(f"{base}/{path}.sig", documents.SIGNATURE_LIMIT, limits=limits)
-            verdict = verify(data, signature, keychain=keychain, role="release")
+            verdict = verify_document(data, signature, keychain=keychain)
             if verdict.ok:
                 return data, signature, verdict.key or ""
             tries -= 1

@@ -23,7 +23,7 @@ STREAM_FORMAT = "freehold-stream-1"
 #: Sizes in bytes above which a document is refused unread.
 MANIFEST_LIMIT = 4 << 20
 STREAM_LIMIT = 64 << 10
-SIGNATURE_LIMIT = 512
+SIGNATURE_LIMIT = 16384
 #: Metadata images and UKIs larger than this are a mistake or an attack on the disk.
 IMAGE_LIMIT = 1 << 30
 UKI_LIMIT = 512 << 20

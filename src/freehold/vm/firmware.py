@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from freehold.errors import InputError
+from freehold.keys.efi import OWNER
 from freehold.run import Argument, Completed
 
-#: Owner of the entries in the variables; the number means nothing beyond "put there by us".
-OWNER = "4d1bd6a5-3ef0-46a5-9c0e-6b3f1c2a7e58"
 MAX_CERTIFICATE = 64 << 10
 SUFFIXES = (".der", ".pem", ".crt", ".cer")
 
@@ -107,11 +106,11 @@ def variables_command(template: Path, output: Path, files: Sequence[tuple[str, P
     by_role = {name: [file for kind, file in files if kind == name] for name in ("pk", "kek", "db")}
     ordered = by_role["db"] or by_role["kek"] or by_role["pk"]
     argv = ["virt-fw-vars", "--input", str(template), "--output", str(output), "--secure-boot"]
-    argv += ["--set-pk", OWNER, str((by_role["pk"] or ordered)[0])]
+    argv += ["--set-pk", str(OWNER), str((by_role["pk"] or ordered)[0])]
     for file in by_role["kek"] or ordered[:1]:
-        argv += ["--add-kek", OWNER, str(file)]
+        argv += ["--add-kek", str(OWNER), str(file)]
     for file in ordered:
-        argv += ["--add-db", OWNER, str(file)]
+        argv += ["--add-db", str(OWNER), str(file)]
     return argv
 
 

@@ -5,7 +5,8 @@
 set -eu
 work=$1
 here=$(dirname "$0")
-gcc -O1 -g -std=gnu17 -Wall -Wextra -Werror -static -Iearly "$here/lab.c" early/keyring.c early/sha256.c -o "$work/init"
+gcc -O1 -g -std=gnu17 -Wall -Wextra -Werror -static -Iearly "$here/lab.c" early/keyring.c early/firmware.c early/revoked.c \
+	early/signatures.c early/sha256.c early/util.c -o "$work/init"
 strip "$work/init"
 rm -f "$work/disk"
 mkfs.ext4 -q -b 4096 -O verity -d "$work/disk-files" "$work/disk" 64M

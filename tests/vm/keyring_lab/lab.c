@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * /init of a guest that asks the kernel: which signatures early/keyring.c believes, what gets into a sealed
- * .fs-verity ring, and whether files that user space prepared are verity files to it. Each answer is a line
+ * .fs-verity ring (filled as with Secure Boot, from lists that the test wrote in the firmware's form), and whether files that user space prepared are verity files to it. Each answer is a line
  * "@ NAME VALUE" on the console; the test knows what the values should be.
  */
 #define _GNU_SOURCE
@@ -20,13 +20,17 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "firmware.h"
 #include "keyring.h"
+#include "revoked.h"
 #include "sha256.h"
 
 #define KEYCHAIN "/keychain"
 #define LONGEST 70000
 
 static unsigned char data[LONGEST], signature[4096], certificate[16384];
+static unsigned char db[16384], dbx[16384];
+static struct revoked revoked;
 static size_t data_length;
 
 static void answer(const char *name, long value)
@@ -69,6 +73,20 @@ static int raw_verify(size_t signature_length)
 	return result < 0 ? errno : 0;
 }
 
+/* An owner of the keychain, before and after the keychain's list and dbx say that it counts no more. */
+static void ask_revoked(void)
+{
+	size_t length = load("/data.lost", signature, sizeof(signature)), unknown = 0;
+
+	answer("not-yet-revoked", verify("owner", length));
+	keyring_refuse(&revoked);
+	size_t listed = load("/revoked", data + data_length, sizeof(data) - data_length);
+	answer("revoked-list", revoked_add_text(&revoked, data + data_length, listed));
+	answer("revoked", verify("owner", length));
+	answer("dbx", revoked_add_lists(&revoked, dbx, load("/dbx", dbx, sizeof(dbx)), &unknown));
+	answer("good-beside-revoked", verify("owner", load("/data.first", signature, sizeof(signature))));
+}
+
 static void ask_signatures(void)
 {
 	data_length = load("/data", data, sizeof(data));
@@ -100,6 +118,7 @@ static void ask_signatures(void)
 	answer("release", verify("release", length));
 	answer("release-as-owner", verify("owner", length));
 	answer("foreign", verify("owner", load("/data.foreign", signature, sizeof(signature))));
+	ask_revoked();
 }
 
 /* The number of the .fs-verity ring and how many keys /proc/keys counts in it. */
@@ -126,8 +145,15 @@ static int ask_ring(void)
 {
 	long keys = -1;
 
-	answer("load", keyring_load_verity(KEYCHAIN));
-	answer("load-again", keyring_load_verity(KEYCHAIN));
+	struct firmware firmware = { .secure_boot = true, .db = { db, load("/db", db, sizeof(db)) } };
+	struct keyring_filled filled;
+
+	answer("load", keyring_load_verity(KEYCHAIN, &firmware, &filled));
+	answer("from-firmware", filled.from_firmware);
+	answer("loaded", filled.loaded);
+	answer("skipped", filled.skipped);
+	firmware.secure_boot = false;
+	answer("load-again", keyring_load_verity(KEYCHAIN, &firmware, &filled));
 	int ring = verity_ring(&keys);
 	answer("ring-keys", keys);
 	size_t length = load("/foreign.der", certificate, sizeof(certificate));
@@ -200,6 +226,8 @@ static void ask_files(void)
 	answer("enable-by-leaf", enable("/mnt/by-leaf", "/leaf.p7"));
 	answer("enable-by-bare-leaf", enable("/mnt/by-bare-leaf", "/leaf-bare.p7"));
 	answer("enable-by-foreign", enable("/mnt/by-foreign", "/foreign.p7"));
+	answer("enable-by-barred", enable("/mnt/by-barred", "/barred.p7"));
+	answer("enable-by-lost", enable("/mnt/by-lost", "/lost.p7"));
 	answer("enable-unsigned", enable("/mnt/unsigned", NULL));
 	measure("/mnt/by-ring");
 }

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Enrolment: an empty machine gets its owner's keys from the disk; from then on firmware and files share one keychain."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from demo.stage import Stage
+from demo.story import root_runs
+from tests.vm.reference import Reference
+
+from freehold.device.status import WITHOUT_FIRMWARE, WITHOUT_SECURE_BOOT
+from freehold.keys import efi
+
+pytestmark = [pytest.mark.vm, pytest.mark.build]
+
+EFIVARS = "/sys/firmware/efi/efivars"
+
+
+def status_of(stage: Stage) -> dict[str, object]:
+    status = json.loads(stage.guest("freehold", "status", "--json").stdout)
+    assert isinstance(status, dict)
+    return status
+
+
+def lock_of(stage: Stage) -> dict[str, object]:
+    lock = status_of(stage)["lock"]
+    assert isinstance(lock, dict)
+    return lock
+
+
+def variable(stage: Stage, name: str) -> bytes:
+    """A firmware variable's content, without its attributes."""
+    guid = efi.VARIABLES.get(name, efi.GLOBAL_VARIABLE)  # the others are global as well
+    return base64.b64decode(stage.shell(f"base64 -w0 {EFIVARS}/{name}-{guid}"))[4:]
+
+
+def ring_size(stage: Stage) -> int:
+    """How many certificates the kernel says its .fs-verity ring has."""
+    found = re.search(r"\.fs-verity: (\d+|empty)", stage.shell("cat /proc/keys"))
+    assert found is not None
+    return 0 if found[1] == "empty" else int(found[1])
+
+
+@pytest.fixture(scope="module")
+def enrolled(reference: Reference) -> Iterator[dict[str, object]]:
+    """A machine in setup mode that was started once from a disk with keys; what its dry run had announced."""
+    stage = reference.stage
+    disk, options = stage.path("enrol.raw"), ["--store", str(stage.store), "--keys", str(stage.keys), "--enrol", "force"]
+    disk.unlink(missing_ok=True)
+    announced = json.loads(stage.freehold("disk", "server-1", *options, "--dry-run", "--json").stdout)
+    assert not disk.exists()
+    stage.freehold("disk", "server-1", "-o", disk, *options)
+    # No keys for the firmware: its variables are empty. The first start enrols and restarts.
+    reference.start(disk, "--secure-boot", "--ignition", str(stage.path("first-boot.ign")), timeout=400)
+    yield announced
+    disk.unlink(missing_ok=True)
+
+
+def test_secure_boot_is_on_with_exactly_the_announced_keys(reference: Reference, enrolled: dict[str, object]) -> None:
+    stage = reference.stage
+    assert (variable(stage, "SecureBoot"), variable(stage, "SetupMode")) == (b"\1", b"\0")
+    enrolment = enrolled["enrolment"]
+    assert isinstance(enrolment, dict)
+    for name, rows in enrolment["variables"].items():
+        found = [hashlib.sha256(one.data).hexdigest() for one in efi.parse_lists(variable(stage, name))]
+        assert found == [row["sha256"] for row in rows], name
+
+
+def test_files_are_believed_by_the_firmwares_certificates(reference: Reference, enrolled: dict[str, object]) -> None:
+    stage = reference.stage
+    lock = lock_of(stage)
+    assert (lock["secure_boot"], lock["keychain_source"]) == (True, "firmware")
+    assert (lock["keychain_loaded"], lock["keychain_skipped"]) == (2, 0)
+    assert ring_size(stage) == 2
+    messages = status_of(stage)["messages"]
+    assert isinstance(messages, list)
+    assert not {WITHOUT_SECURE_BOOT, WITHOUT_FIRMWARE} & set(messages)
+    assert "Secure Boot is off" not in stage.shell("dmesg")
+    # The early step's look at the variables did not stay mounted: systemd's own mount is writable.
+    assert "rw" in stage.shell(f"findmnt -no OPTIONS {EFIVARS}").split(",")
+    assert stage.guest("systemctl", "is-system-running", "--wait", check=False).text.strip() == "running"
+
+
+def test_the_owner_locks_it(reference: Reference, enrolled: dict[str, object]) -> None:
+    stage = reference.stage
+    stage.copy(stage.path("marker"), "/var/lib/marker", executable=True)
+    assert root_runs(stage)
+    stage.signed("lock")
+    assert lock_of(stage)["state"] == "locked"
+    assert not root_runs(stage)
+    stage.reboot()
+    lock = lock_of(stage)
+    assert (lock["state"], lock["secure_boot"], lock["keychain_source"]) == ("locked", True, "firmware")
+    assert not root_runs(stage)
+
+
+def test_without_keys_on_the_disk_nothing_is_enrolled(reference: Reference) -> None:
+    stage = reference.stage
+    reference.start(reference.overlay("not-enrolled"), "--secure-boot")
+    assert variable(stage, "SetupMode") == b"\1"
+    lock = lock_of(stage)
+    assert (lock["secure_boot"], lock["keychain_source"]) == (False, "image")
+    assert ring_size(stage) == lock["keychain_loaded"] == 2
+    messages = status_of(stage)["messages"]
+    assert isinstance(messages, list)
+    assert WITHOUT_SECURE_BOOT in messages
+    assert WITHOUT_SECURE_BOOT in stage.shell("dmesg")
