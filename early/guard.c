@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Loads the guard (see early/guard.h). Everything root could later change is frozen here, before the programs run. */
+#define _GNU_SOURCE
 #include "guard.h"
 
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -19,6 +22,8 @@
 _Static_assert(GUARD_JIT == GUARD_JIT_LIMIT, "one limit, two headers");
 
 #define BPFFS_MAGIC 0xcafe4a11
+#define KERNEL_BTF "/sys/kernel/btf/vmlinux"
+#define MAX_BTF (64 << 20)
 
 /* Debian 13's libelf.a leaves these two out of the archive. They prepare and free the search tree of
  * elf_getdata_rawchunk(), which libbpf never calls, in a structure that libelf allocates zeroed: nothing is to be done.
@@ -69,16 +74,36 @@ static int mount_bpffs(void)
 	return 0;
 }
 
+/*
+ * Does the kernel have the hook? Its name stands in BTF's table of strings, and no type or member is called so. Looking
+ * for the bytes takes no time; having libbpf index the whole a second time takes a fifth of loading the guard.
+ */
+static int has_hook(const char *name, bool *has)
+{
+	int fd = open(KERNEL_BTF, O_RDONLY | O_CLOEXEC);
+	char *text = malloc(MAX_BTF);
+	size_t length = 0;
+	ssize_t got = -1;
+
+	while (fd >= 0 && text && length < MAX_BTF && (got = read(fd, text + length, MAX_BTF - length)) > 0)
+		length += (size_t)got;
+	int error = fd < 0 || got < 0 ? errno : text ? 0 : ENOMEM;
+	/* With the zeros on both sides: the whole name. */
+	*has = !error && memmem(text, length, name, 1 + strlen(name + 1) + 1);
+	free(text);
+	if (fd >= 0)
+		close(fd);
+	return error || !length ? fail("the kernel has no BTF", error ? error : ENODATA) : 0;
+}
+
 static int leave_out_missing_hooks(struct guard_bpf *guard)
 {
-	struct btf *kernel = btf__load_vmlinux_btf();
+	bool has;
+	int error = has_hook("\0bpf_lsm_inode_file_setattr", &has);
 
-	if (!kernel)
-		return fail("the kernel has no BTF", errno);
-	bpf_program__set_autoload(guard->progs.guard_file_setattr,
-				  btf__find_by_name_kind(kernel, "bpf_lsm_inode_file_setattr", BTF_KIND_FUNC) > 0);
-	btf__free(kernel);
-	return 0;
+	if (!error)
+		bpf_program__set_autoload(guard->progs.guard_file_setattr, has);
+	return error;
 }
 
 static int pin_all(struct guard_bpf *guard)

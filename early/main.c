@@ -131,6 +131,10 @@ static void load_guard(const struct guard_config *config, bool required)
 		say("the guard cannot be loaded: this machine cannot be locked");
 	if (child != 0)
 		return;
+	/* Whatever somebody waits for comes first. */
+	if (nice(19) == -1) {
+		/* Then it takes its share. */
+	}
 	int error = guard_load(config);
 	if (error)
 		say("the guard cannot be loaded (%s): this machine cannot be locked", strerror(-error));
