@@ -20,7 +20,7 @@ struct firmware {
 };
 
 /*
- * Ask the firmware; what it revoked is added to `revoked`. Needs /sys and efivarfs; leaves nothing mounted. Without
+ * Ask the firmware; what it revoked is added to `revoked`. Needs /sys; leaves efivarfs mounted below it. Without
  * UEFI, or where a variable is missing that every Secure Boot has, secure_boot is false.
  */
 void firmware_read(struct firmware *firmware, struct revoked *revoked);

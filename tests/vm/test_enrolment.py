@@ -82,7 +82,7 @@ def test_files_are_believed_by_the_firmwares_certificates(reference: Reference, 
     assert isinstance(messages, list)
     assert not {WITHOUT_SECURE_BOOT, WITHOUT_FIRMWARE} & set(messages)
     assert "Secure Boot is off" not in stage.shell("dmesg")
-    # The early step's look at the variables did not stay mounted: systemd's own mount is writable.
+    # The early step's mount is the one that stays: writable, for boot loader tools.
     assert "rw" in stage.shell(f"findmnt -no OPTIONS {EFIVARS}").split(",")
     assert stage.guest("systemctl", "is-system-running", "--wait", check=False).text.strip() == "running"
 
