@@ -14,9 +14,11 @@
 
 static const char *const lock_names[] = { "open", "audit", "locked" };
 static const char *const tier_names[] = { "privileged", "all-code" };
+static const char *const strict_names[] = { "no", "yes" };
 
-enum key { MACHINE, SERIAL, LOCK, TIER, CONFIG, SINCE, EMERGENCY_SSH, KEYS };
-static const char *const key_names[KEYS] = { "machine", "serial", "lock", "tier", "config", "since", "emergency-ssh" };
+enum key { MACHINE, SERIAL, LOCK, TIER, CONFIG, SINCE, EMERGENCY_SSH, FLOOR, REQUESTS, STRICT, KEYS };
+static const char *const key_names[KEYS] = { "machine", "serial",	 "lock",  "tier",     "config",
+					     "since",	"emergency-ssh", "floor", "requests", "strict" };
 #define REQUIRED (1u << MACHINE | 1u << SERIAL | 1u << LOCK | 1u << SINCE)
 
 /* A piece of the input; not terminated. */
@@ -108,6 +110,14 @@ static bool assign(enum key key, struct span value, struct intent *out)
 		return number(value, 0, &out->since);
 	case EMERGENCY_SSH:
 		return base64_digest(value, out->emergency_ssh);
+	case FLOOR:
+		return number(value, 0, &out->floor);
+	case REQUESTS:
+		return copy(value, out->requests, 64, HEX_DIGITS);
+	case STRICT:
+		index = find(value, strict_names, 2);
+		out->strict = index != 0;
+		return index >= 0;
 	case KEYS:
 		break;
 	}

@@ -3,6 +3,7 @@
 #ifndef FREEHOLD_INTENT_H
 #define FREEHOLD_INTENT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,9 +18,12 @@ struct intent {
 	uint64_t since;		/* seconds since 1970, informational */
 	enum intent_lock lock;
 	enum intent_tier tier;
+	uint64_t floor;		/* no release below it boots while locked; 0: none */
+	bool strict;		/* no device key: the owner signs every deployment */
 	char machine[32 + 1];	/* lower-case hex */
 	char config[64 + 1];	/* lower-case hex; empty: none */
 	char emergency_ssh[44 + 1]; /* base64 with its padding; empty: none */
+	char requests[64 + 1];	/* SHA-256 of the list of requests, lower-case hex; empty: none */
 };
 
 /*

@@ -37,6 +37,9 @@ INTENTS = st.builds(
     tier=st.sampled_from(["privileged", "all-code"]),
     config=st.none() | st.text(HEX, min_size=64, max_size=64),
     emergency_ssh=st.none() | st.binary(min_size=32, max_size=32).map(lambda raw: base64.b64encode(raw).decode()),
+    floor=st.integers(0, 1 << 53),
+    requests=st.none() | st.text(HEX, min_size=64, max_size=64),
+    strict=st.booleans(),
 )
 
 
@@ -67,7 +70,17 @@ def test_canonical_text_is_pinned() -> None:
     )
 
 
-GOOD = intents.serialize(replace(PLAIN, config="ab" * 32, tier="all-code", emergency_ssh="A" * 43 + "="))
+GOOD = intents.serialize(
+    replace(
+        PLAIN,
+        config="ab" * 32,
+        tier="all-code",
+        emergency_ssh="A" * 43 + "=",
+        floor=1_790_000_000,
+        requests="cd" * 32,
+        strict=True,
+    )
+)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +163,10 @@ def parser(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("c") / "intent"
     main = Path(__file__).parent / "c" / "intent_main.c"
-    sources = [main, *(EARLY / f"{n}.c" for n in ("intent", "sha256", "keyring", "firmware", "revoked", "signatures", "util"))]
+    sources = [
+        main,
+        *(EARLY / f"{n}.c" for n in ("intent", "sha256", "keyring", "firmware", "revoked", "signatures", "util")),
+    ]
     flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
     run(["cc", *flags, "-fno-sanitize-recover=all", f"-I{EARLY}", "-o", program, *sources])
     return program
@@ -166,7 +182,10 @@ def expected(data: bytes) -> str:
         it = intents.parse(data)
     except InputError:
         return f"{hashlib.sha256(data).hexdigest()} refused"
-    fields = (it.machine, it.serial, it.lock, it.tier, it.since, it.config or "-", it.emergency_ssh or "-")
+    fields = (
+        it.machine, it.serial, it.lock, it.tier, it.since, it.config or "-", it.emergency_ssh or "-",
+        it.floor, it.requests or "-", int(it.strict),
+    )  # fmt: skip
     return " ".join([hashlib.sha256(data).hexdigest(), *map(str, fields)])
 
 

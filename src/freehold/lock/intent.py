@@ -41,13 +41,20 @@ _KEYS: dict[str, tuple[re.Pattern[str], str, bool]] = {
         "base64 of 32 bytes, with padding",
         False,
     ),
+    "floor": (re.compile(_NUMBER), "a decimal number from 0 to 2^53", False),
+    "requests": (re.compile(r"[0-9a-f]{64}"), "64 lower-case hex digits", False),
+    "strict": (re.compile(r"no|yes"), "no or yes", False),
 }
-_LEAST = {"serial": 1, "since": 0}
+_LEAST = {"serial": 1, "since": 0, "floor": 0}
 
 
 @dataclass(frozen=True)
 class Intent:
-    """What the owner wants of the machine ``machine``; ``since`` in seconds since 1970."""
+    """What the owner wants of the machine ``machine``; ``since`` in seconds since 1970.
+
+    ``floor``: no release (number, see docs/intent.md) below it boots while locked. ``requests``: SHA-256 of the list
+    of requests that is in force. ``strict``: no device key, the owner signs every deployment.
+    """
 
     machine: str
     serial: int
@@ -56,6 +63,9 @@ class Intent:
     tier: Tier = "privileged"
     config: str | None = None
     emergency_ssh: str | None = None
+    floor: int = 0
+    requests: str | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,9 @@ def parse(data: bytes) -> Intent:
         tier=_literal(values.get("tier", "privileged"), _TIERS),
         config=values.get("config"),
         emergency_ssh=values.get("emergency-ssh"),
+        floor=int(values.get("floor", "0")),
+        requests=values.get("requests"),
+        strict=values.get("strict") == "yes",
     )
 
 
@@ -140,6 +153,9 @@ def serialize(intent: Intent) -> bytes:
         "config": intent.config,
         "since": str(intent.since),
         "emergency-ssh": intent.emergency_ssh,
+        "floor": str(intent.floor) if intent.floor else None,
+        "requests": intent.requests,
+        "strict": "yes" if intent.strict else None,
     }
     text = "".join(f"{key} {value}\n" for key, value in values.items() if value is not None)
     data = f"{HEAD}\n{text}".encode()

@@ -33,10 +33,11 @@ int main(int argc, char **argv)
 		for (int i = 0; i < SHA256_SIZE; i++)
 			printf("%02x", digest[i]);
 		if (intent_parse(data, length, &intent) == 0)
-			printf(" %s %" PRIu64 " %s %s %" PRIu64 " %s %s\n", intent.machine, intent.serial,
+			printf(" %s %" PRIu64 " %s %s %" PRIu64 " %s %s %" PRIu64 " %s %d\n", intent.machine, intent.serial,
 			       intent_lock_name(intent.lock), intent_tier_name(intent.tier), intent.since,
 			       intent.config[0] ? intent.config : "-",
-			       intent.emergency_ssh[0] ? intent.emergency_ssh : "-");
+			       intent.emergency_ssh[0] ? intent.emergency_ssh : "-", intent.floor,
+			       intent.requests[0] ? intent.requests : "-", intent.strict);
 		else
 			printf(" refused\n");
 		free(data);
