@@ -40,7 +40,8 @@ REFUSED = names(
     """
     exec_unsigned exec_script exec_verity_unsigned exec_memfd ld_so_file preload python_callback map_anonymous
     protect_anonymous map_unsigned map_sealed_writable protect_unsigned protect_sealed_writable protect_modified
-    shared_memory_drop veteran_thread veteran_process module_unsigned module_buffer ptrace_init ptrace_root vm_write own_memory_file core_pattern
+    shared_memory_drop veteran_thread veteran_process module_unsigned module_buffer ptrace_init ptrace_root vm_write
+    own_memory_file core_pattern
     modprobe_path ipe_enforce apparmor_remove block_write rawio mount_usr mount_etc bind_etc_file
     bind_usr_new_interface move_a_mount pivot lazy_parent pin_remove pin_rename bpffs_umount load_tracepoint
     latch_down owner_write owner_deep_write owner_truncate owner_create owner_temporary owner_link_in owner_link_out
