@@ -58,7 +58,9 @@ def _parse(data: bytes) -> Program:
     signed = entries > _CERTIFICATES
     certificates = struct.unpack_from("<II", data, entry)[1] if signed else 0
     table = optional + optional_size
-    rows = sorted((_SECTION.unpack_from(data, table + at * _SECTION.size) for at in range(count)), key=lambda row: row[4])
+    rows = sorted(
+        (_SECTION.unpack_from(data, table + at * _SECTION.size) for at in range(count)), key=lambda row: row[4]
+    )
     if headers_size > len(data) or table + count * _SECTION.size > headers_size or entry + 8 > headers_size:
         raise ValueError("the headers of the program do not fit")
     digest = hashlib.sha256(data[: optional + _CHECKSUM])
