@@ -22,9 +22,7 @@ from freehold.keys.verify import Keychain
 PROGRAM_PCR, SECURE_BOOT_PCR, IMAGE_PCR, SYSTEM_PCR = 4, 7, 11, 15
 #: Where systemd-stub measures what lies beside the image: command lines, credentials, add-ons; system extensions.
 BESIDE_PCRS = {12: "command lines, credentials or add-ons", 13: "system extensions"}
-_PROGRAMS = (
-    eventlog.BOOT_SERVICES_APPLICATION, eventlog.BOOT_SERVICES_DRIVER, eventlog.RUNTIME_SERVICES_DRIVER,
-)  # fmt: skip
+_SEPARATOR_BYTES, _REMARK_BYTES = 4, 200
 _GUIDS = {
     "SecureBoot": efi.GLOBAL_VARIABLE, "PK": efi.GLOBAL_VARIABLE, "KEK": efi.GLOBAL_VARIABLE,
     "db": efi.IMAGE_SECURITY_DATABASE, "dbx": efi.IMAGE_SECURITY_DATABASE,
@@ -51,26 +49,32 @@ def variables(events: Sequence[Event]) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     closed = False
-    for event in events:
-        if event.pcr != SECURE_BOOT_PCR:
-            continue
-        closed = closed or event.kind == eventlog.SEPARATOR
-        if event.kind != eventlog.VARIABLE_DRIVER_CONFIG:
-            continue
-        if not event.proven:
-            raise ValueError("a variable that is not what was measured")
-        variable = eventlog.parse_variable(event.data)
-        if _GUIDS.get(variable.name) != variable.guid:
-            continue  # dbt, dbr, DeployedMode, vendors' own
-        if closed or variable.name in found:
-            raise ValueError(f"{variable.name} was measured twice, or changed during the boot")
-        found[variable.name] = variable.data
+    for event in (one for one in events if one.pcr == SECURE_BOOT_PCR):
+        # A kind is only a label that root can change, the order of the digests is not. Variables behind other labels
+        # could hide what came first, so in this PCR nothing may be of another kind.
+        if event.kind == eventlog.SEPARATOR and _is_end(event):
+            closed = True
+        elif event.kind == eventlog.VARIABLE_DRIVER_CONFIG and event.proven:
+            variable = eventlog.parse_variable(event.data)
+            if _GUIDS.get(variable.name) != variable.guid:
+                continue  # dbt, dbr, DeployedMode, vendors' own
+            if closed or variable.name in found:
+                raise ValueError(f"{variable.name} was measured twice, or changed during the boot")
+            found[variable.name] = variable.data
+        elif not (closed and event.kind == eventlog.VARIABLE_AUTHORITY) and not is_remark(event):
+            raise ValueError(f"a measurement that the log does not explain ({event.kind_name})")
     missing = [name for name in _GUIDS if name not in found]
     if missing:
         raise ValueError(f"{', '.join(missing)} not measured")
     if not closed:
         raise ValueError("no end of the variables was measured")
     return found
+
+
+def is_remark(event: Event) -> bool:
+    """Whether a short text was measured and nothing else: the firmware's remarks, which no program or variable is."""
+    text = event.data.rstrip(b"\0")
+    return event.proven and len(text) <= _REMARK_BYTES and text.isascii() and text.decode("ascii").isprintable()
 
 
 def secure_boot(
@@ -141,8 +145,15 @@ def authorities(verdict: Verdict, events: Sequence[Event]) -> None:
 
 
 def started(events: Sequence[Event]) -> list[bytes]:
-    """The Authenticode digests of programs that firmware started from disks (PCR 4), in order."""
-    return [one.digest for one in events if one.pcr == PROGRAM_PCR and one.kind in _PROGRAMS]
+    """The Authenticode digests of programs that firmware started from disks (PCR 4), in order.
+
+    Whatever there is no remark and no end counts as one, by whatever name the log calls it.
+    """
+    return [one.digest for one in events if one.pcr == PROGRAM_PCR and not is_remark(one) and not _is_end(one)]
+
+
+def _is_end(event: Event) -> bool:
+    return event.proven and len(event.data) == _SEPARATOR_BYTES
 
 
 def programs(
@@ -159,6 +170,8 @@ def programs(
         label = f"{digest.hex()[:16]}"
         if digest in known:
             verdict.ok("programs", f"{label}: {known[digest]}")
+        elif identity is None and program is None and not vouched:
+            verdict.unknown("programs", f"{label}: compared with nothing", decides=True)
         elif vouched:
             verdict.ok("programs", f"{label}: not known by itself, accepted by Secure Boot")
         else:
