@@ -25,7 +25,6 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -101,16 +100,11 @@ static void load_keychain(struct trust *trust)
 /* What the guard has to know of this boot: which super block is the sealed tree, where the owner's directory is. */
 static struct guard_config describe_guard(void)
 {
-	struct stat sealed, owner;
-	struct guard_config config = { 0 };
+	struct guard_config config;
+	int error = guard_describe(&config, NEWROOT, OWNER);
 
-	if (stat(NEWROOT, &sealed) < 0 || stat(OWNER, &owner) < 0)
-		die("the sealed tree vanished");
-	config.sealed_major = major(sealed.st_dev);
-	config.sealed_minor = minor(sealed.st_dev);
-	config.owner_major = major(owner.st_dev);
-	config.owner_minor = minor(owner.st_dev);
-	config.owner_ino = owner.st_ino;
+	if (error)
+		die("the sealed tree or the owner's directory cannot be described: %s", strerror(-error));
 	return config;
 }
 
@@ -292,9 +286,9 @@ int main(void)
 			say("the owner's /etc %.16s is refused (%s): factory settings are in force", owner.intent.config,
 			    error == -EBADMSG ? "it is not what the owner signed" : strerror(-error));
 	}
-	struct guard_config guard = describe_guard();
 	bool fresh = mount_etc(locked, config, valid ? (unsigned long long)owner.intent.serial : 0ULL);
 	mount_state(locked);
+	struct guard_config guard = describe_guard(); /* with /etc in its place */
 	if (config) {
 		make_directory(RUN_STATE "/config", 0755);
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
