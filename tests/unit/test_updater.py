@@ -161,6 +161,19 @@ def test_arguments_are_counted(grammar: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("text", ["-x", "--", "..", "a/../b", "/..", "x..y", "a b", "a\n", "é", "a;b", "$a", "", "a" * 129])
+def test_other_arguments_are_refused(grammar: Path, text: str) -> None:
+    assert start(grammar, "probe", text).returncode == 2
+    assert start(grammar, "probe", "good", text).returncode == 2
+
+
+@needs_compiler
+@pytest.mark.parametrize("text", ["a", "/a/b.c", "a" * 128, "sha256:0f", "a.b-c_d=e+f"])
+def test_plain_arguments_go_on(grammar: Path, text: str) -> None:
+    assert answer(start(grammar, "probe", "a-b", text))["argv"][-2:] == ["a-b", text]
+
+
+@needs_compiler
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.one_of(st.binary(min_size=1, max_size=140), st.from_regex(rb"[-a-zA-Z0-9._+:=/]{1,130}", fullmatch=True))
