@@ -113,6 +113,7 @@ static long bpf(int command, union bpf_attr *attr)
 
 #include "checks.h"
 #include "secrets.h"
+#include "veterans.h"
 
 /* ---- the list ---- */
 
@@ -129,7 +130,8 @@ static const struct check {
 	C(exec_unsigned), C(exec_script), C(exec_sealed), C(exec_sealed_script), C(exec_dynamic), C(exec_signed),
 	C(exec_verity_unsigned), C(exec_memfd), C(ld_so_file), C(preload), C(python_ctypes), C(python_callback), C(jit_allowed), C(map_anonymous),
 	C(protect_anonymous), C(map_unsigned), C(map_sealed), C(map_sealed_writable), C(protect_unsigned),
-	C(protect_sealed), C(protect_sealed_writable), C(protect_modified), C(shared_memory_drop), C(module_unsigned),
+	C(protect_sealed), C(protect_sealed_writable), C(protect_modified), C(shared_memory_drop), C(veteran_thread),
+	C(veteran_process), C(veteran_user), C(module_unsigned),
 	C(module_sealed), C(module_buffer), C(ptrace_init), C(ptrace_root), C(vm_write), C(own_memory_file),
 	C(core_pattern), C(modprobe_path), C(harmless_sysctl), C(ipe_enforce), C(apparmor_remove),
 	C(block_write), C(block_read), C(rawio), C(mount_usr), C(mount_etc), C(mount_tmp), C(bind_etc_file),
@@ -322,10 +324,12 @@ static void first_stage(void)
 	must_mount("tmpfs", "/root/etc", "tmpfs", 0, NULL);
 	put("/root/etc/file", "x", 0644);
 	mkdir("/sysroot/owner", 0755);
-	check_or_stop((errno = -guard_describe(&config, "/root", "/sysroot/owner")), "guard_describe");
+	check_or_stop((errno = -guard_describe("/root", "/sysroot/owner", &config)), "guard_describe");
 	check_or_stop(!config.disks[1].major || config.disks[2].major, "a partition and its disk");
 	check_or_stop(stat("/root/usr/bin/jit", &st), "jit");
 	config.jit_inodes[0] = st.st_ino;
+	veterans_enlist();
+	usleep(300000); /* until they have dropped what they had */
 	started = now_us();
 	check_or_stop(guard_load(&config), "guard_load");
 	printf("@time load %lld\n", now_us() - started);
