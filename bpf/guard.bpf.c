@@ -452,11 +452,13 @@ SEC("lsm/sb_mount")
 int BPF_PROG(guard_mount, const char *device, const struct path *path, const char *type, unsigned long flags, void *data)
 {
 	struct dentry *dentry;
+	struct mount *mnt;
 
 	if (mode() == GUARD_OPEN || (flags & (MS_REMOUNT | MS_PROPAGATION)))
 		return 0;
 	dentry = BPF_CORE_READ(path, dentry);
-	if (shared_system_place(mount_of(BPF_CORE_READ(path, mnt)), dentry))
+	mnt = mount_of(BPF_CORE_READ(path, mnt));
+	if (shared_system_place(mnt, dentry) || covers_owner(mnt, dentry))
 		return refuse(RULE_MOUNT, dentry, 0);
 	if (!in_first_mount_ns())
 		return 0;
@@ -469,12 +471,13 @@ SEC("lsm/move_mount")
 int BPF_PROG(guard_move_mount, const struct path *from, const struct path *to)
 {
 	struct dentry *dentry;
-	struct mount *source;
+	struct mount *source, *mnt;
 
 	if (mode() == GUARD_OPEN)
 		return 0;
 	dentry = BPF_CORE_READ(to, dentry);
-	if (shared_system_place(mount_of(BPF_CORE_READ(to, mnt)), dentry))
+	mnt = mount_of(BPF_CORE_READ(to, mnt));
+	if (shared_system_place(mnt, dentry) || covers_owner(mnt, dentry))
 		return refuse(RULE_MOUNT, dentry, 0);
 	if (!in_first_mount_ns())
 		return 0;
@@ -590,7 +593,7 @@ int BPF_PROG(guard_umount, struct vfsmount *vfsmount, int flags)
 	root = BPF_CORE_READ(vfsmount, mnt_root);
 	/* A lazy unmount of a parent takes bpffs along, and this hook sees the parent only. */
 	if (BPF_CORE_READ(vfsmount, mnt_sb, s_magic) == BPFFS_MAGIC || is_system_place(vfsmount, root) ||
-	    shared_system_place(above, BPF_CORE_READ(mnt, mnt_mountpoint)) ||
+	    shared_system_place(above, BPF_CORE_READ(mnt, mnt_mountpoint)) || is_owner_root(root) ||
 	    ((flags & MNT_DETACH) && BPF_CORE_READ(mnt, mnt_mounts.next) != &mnt->mnt_mounts))
 		return refuse(RULE_UMOUNT, BPF_CORE_READ(mnt, mnt_mountpoint), flags);
 	return 0;

@@ -180,6 +180,21 @@ static __always_inline bool propagates(struct mount *mnt)
 	return BPF_CORE_READ(mnt, mnt_group_id) && !BPF_CORE_READ(task, nsproxy, mnt_ns, user_ns, level);
 }
 
+/* The top directory of the owner directory's file system: what is mounted there, or taken from there, hides it. */
+static __always_inline bool is_owner_root(struct dentry *dentry)
+{
+	return owner_ino && BPF_CORE_READ(dentry, d_sb, s_dev) == owner_dev && BPF_CORE_READ(dentry, d_sb, s_root) == dentry;
+}
+
+/* Would a mount here put other files in the place of the owner directory, where the first mount namespace looks? The
+ * updater believes what lies there: an older intent is signed as well. */
+static __noinline bool covers_owner(struct mount *mnt, struct dentry *dentry)
+{
+	if (!in_first_mount_ns() && !propagates(mnt))
+		return false;
+	return is_owner_root(dentry) || owned(dentry);
+}
+
 /* Is it a place of the sealed tree's or of /etc's file system from where a mount would spread to / , /usr and /etc? */
 static __noinline bool shared_system_place(struct mount *mnt, struct dentry *dentry)
 {

@@ -25,6 +25,9 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#ifndef PR_SET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE 67
+#endif
 #ifndef PYTHON /* the tests have another one */
 #define PYTHON "/usr/bin/python3"
 #endif
@@ -122,6 +125,7 @@ int main(int argc, char **argv)
 	/* No dump of ours; the updater says so for itself, since exec forgets it. The limit stays. */
 	if (setrlimit(RLIMIT_CORE, &none) != 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)
 		return fail("core dumps");
+	prctl(PR_SET_MEMORY_MERGE, 0, 0, 0, 0); /* merged pages tell by their timing what is in them; older kernels have none */
 	if (prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0) != 0 || personality(PER_LINUX) < 0)
 		return fail("personality");
 	execve(PYTHON, command, environment);

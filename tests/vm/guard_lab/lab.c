@@ -150,7 +150,7 @@ static const struct check {
 	C(updater_reads_etc), C(updater_without_launcher), C(updater_copied_launcher), C(updater_in_namespace),
 	C(updater_in_pid_namespace), C(updater_in_jail), C(updater_filtered),
 	C(updater_shared_directories), C(updater_looked_into), C(updater_memory), C(updater_attached),
-	C(others_looked_into), C(mount_usr_through_peer), C(mount_usr_in_peer_namespace),
+	C(others_looked_into), C(mount_over_owner), C(mount_over_owner_disk), C(umount_owner_disk), C(mount_usr_through_peer), C(mount_usr_in_peer_namespace),
 	C(umount_bpffs_in_peer_namespace),
 	U(exec_unsigned), U(exec_script), U(exec_memfd), U(ld_so_file), U(preload), U(map_anonymous), U(map_unsigned),
 	U(protect_modified), U(ptrace_own), U(own_memory_file), U(setuid_unsigned), U(setgid_unsigned),

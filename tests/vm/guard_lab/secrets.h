@@ -305,6 +305,16 @@ static int mount_usr_through_peer(void)
 	return error;
 }
 
+static int mount_over_owner(void) { return mount_at("/sysroot/owner/a"); }
+static int mount_over_owner_disk(void) { return mount_at("/sysroot"); }
+
+static int umount_owner_disk(void) /* EAGAIN, EBUSY: let through to what only tries */
+{
+	int error = ret(umount2("/sysroot", MNT_EXPIRE));
+
+	return error == EAGAIN || error == EBUSY ? 0 : error;
+}
+
 /* In a child with mounts of its own, whose peers ours are. */
 static int elsewhere(const char *shared, int (*act)(void))
 {
