@@ -499,30 +499,6 @@ int BPF_PROG(guard_pivot, const struct path *old_path, const struct path *new_pa
 
 #include "guard_owner.h"
 
-/* The guard itself and the list of what may have executable memory ask which file a program is; root may say another. */
-SEC("lsm/task_prctl")
-int BPF_PROG(guard_prctl, int option, unsigned long what)
-{
-	int result;
-
-	if (option != PR_SET_MM || (what != PR_SET_MM_EXE_FILE && what != PR_SET_MM_MAP) || mode() == GUARD_OPEN ||
-	    !privileged_now())
-		return -ENOSYS; /* what this hook says for "go on" */
-	result = refuse(RULE_IDENTITY, BPF_CORE_READ(bpf_get_current_task_btf(), mm, exe_file, f_path.dentry), what);
-	if (!result)
-		return -ENOSYS;
-	return result;
-}
-
-/* Samples carry registers and stacks of whoever runs. */
-SEC("lsm/perf_event_open")
-int BPF_PROG(guard_perf)
-{
-	if (mode() == GUARD_OPEN || is_init())
-		return 0;
-	return refuse(RULE_OBSERVE, NULL, 0);
-}
-
 /* ---- self-protection ---- */
 
 SEC("lsm/bpf_map")
@@ -543,17 +519,6 @@ int BPF_PROG(guard_map, struct bpf_map *map, fmode_t fmode)
 	key.rule = RULE_MAP_FD;
 	verdict(&key, BPF_CORE_READ(map, id));
 	return -EPERM;
-}
-
-/* A new call: whatever program was in the verifier is in it no more. */
-SEC("lsm/bpf")
-int BPF_PROG(guard_bpf_call, int command)
-{
-	struct task_tag *tag = bpf_task_storage_get(&gd_tasks, bpf_get_current_task_btf(), 0, 0);
-
-	if (tag)
-		tag->loading = 0;
-	return 0;
 }
 
 SEC("lsm/bpf_prog_load")

@@ -54,7 +54,8 @@ REFUSED = names(
     bpf_reads_memory_as_admin another_program updater_child updater_next_program updater_reads_etc
     updater_without_launcher updater_copied_launcher updater_in_namespace updater_in_pid_namespace updater_in_jail
     updater_filtered updater_shared_directories updater_looked_into updater_memory updater_attached
-    mount_over_owner mount_over_owner_disk umount_owner_disk mount_usr_through_peer mount_usr_in_peer_namespace umount_bpffs_in_peer_namespace
+    mount_over_owner mount_over_owner_disk umount_owner_disk mount_usr_through_peer mount_usr_in_peer_namespace
+    umount_bpffs_in_peer_namespace
     """
 )
 #: Allowed in every mode: sealed and signed code, users, containers, harmless administration.
