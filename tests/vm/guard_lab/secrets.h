@@ -339,12 +339,14 @@ static int mount_then_umount_usr(void)
 	return error;
 }
 
-static int umount_a_bpffs(void) { return ret(umount("/mnt/bpf")); }
+static int umount_a_bpffs(void) { return ret(umount("/mnt/bpf_of_peers")); }
 static int mount_usr_in_peer_namespace(void) { return elsewhere("/", mount_then_umount_usr); }
 
 static int umount_bpffs_in_peer_namespace(void)
 {
-	mount("bpf", "/mnt/bpf", "bpf", 0, NULL);
+	/* A place of its own: over a private mount, as bpffs_umount leaves one, nothing would spread. */
+	mkdir("/mnt/bpf_of_peers", 0700);
+	mount("bpf", "/mnt/bpf_of_peers", "bpf", 0, NULL);
 	return elsewhere("/mnt", umount_a_bpffs);
 }
 
