@@ -68,11 +68,17 @@ def judge_files(files: Iterable[str], entries: Iterable[str]) -> list[Finding]:
         if low.startswith(_SCRATCH):
             found.append(note("leftover", BOOT, path, "", "an update was interrupted", "`freehold cleanup` removes it"))
         elif _ENTRY.fullmatch(low):
-            found.append(deviation("foreign-entry", BOOT, path, "entries of Freehold only", "a boot entry of somebody else", _REMOVE))
+            found.append(
+                deviation(
+                    "foreign-entry", BOOT, path, "entries of Freehold only", "a boot entry of somebody else", _REMOVE
+                )
+            )
         elif row := next((row for row in _DANGEROUS if row[0].match(low)), None):
             found.append(deviation(row[1], BOOT, path, "no such file", f"a file that {row[2]}", _REMOVE))
         elif _PROGRAM.fullmatch(low):
-            found.append(deviation("foreign-program", BOOT, path, "no such file", "a program that firmware can start", _REMOVE))
+            found.append(
+                deviation("foreign-program", BOOT, path, "no such file", "a program that firmware can start", _REMOVE)
+            )
         else:
             found.append(note("foreign-file", BOOT, path, "", "not Freehold's; nothing here reads it"))
     return found
@@ -81,9 +87,22 @@ def judge_files(files: Iterable[str], entries: Iterable[str]) -> list[Finding]:
 def judge_loader_conf(content: bytes | None) -> list[Finding]:
     """Findings about ``loader.conf`` (``None``: there is none, and defaults count)."""
     if content is None:
-        return [deviation("loader-conf", BOOT, LOADER_CONF, "editor no", "missing: the loader's editor is on by default", _RESTORE)]
+        return [
+            deviation(
+                "loader-conf", BOOT, LOADER_CONF, "editor no", "missing: the loader's editor is on by default", _RESTORE
+            )
+        ]
     if len(content) > LOADER_CONF_LIMIT:
-        return [deviation("loader-conf", BOOT, LOADER_CONF, f"at most {LOADER_CONF_LIMIT} bytes", f"{len(content)} bytes", _RESTORE)]
+        return [
+            deviation(
+                "loader-conf",
+                BOOT,
+                LOADER_CONF,
+                f"at most {LOADER_CONF_LIMIT} bytes",
+                f"{len(content)} bytes",
+                _RESTORE,
+            )
+        ]
     found: list[Finding] = []
     seen: set[str] = set()
     for line in content.decode("utf-8", "replace").splitlines():
@@ -93,11 +112,15 @@ def judge_loader_conf(content: bytes | None) -> list[Finding]:
         key, value = words[0], words[1].strip() if len(words) == 2 else ""
         seen.add(key)
         if key not in _CONF:
-            found.append(deviation("loader-conf", BOOT, LOADER_CONF, "settings of Freehold only", f"{key} {value}", _RESTORE))
+            found.append(
+                deviation("loader-conf", BOOT, LOADER_CONF, "settings of Freehold only", f"{key} {value}", _RESTORE)
+            )
         elif (allowed := _CONF[key]) is not None and value not in allowed:
             found.append(deviation("loader-conf", BOOT, LOADER_CONF, f"{key} {allowed[0]}", f"{key} {value}", _RESTORE))
     if "editor" not in seen:
-        found.append(deviation("loader-conf", BOOT, LOADER_CONF, "editor no", "the line is missing: the editor is on", _RESTORE))
+        found.append(
+            deviation("loader-conf", BOOT, LOADER_CONF, "editor no", "the line is missing: the editor is on", _RESTORE)
+        )
     return found
 
 
@@ -115,6 +138,13 @@ def judge_loaders(copies: Sequence[tuple[str, str]]) -> list[Finding]:
     if len(digests) > 1:
         names = ", ".join(path for path, _ in copies)
         found.append(
-            deviation("loader-copies", BOOT, names, "two equal files", "they differ: one was changed", "compare with a fresh disk")
+            deviation(
+                "loader-copies",
+                BOOT,
+                names,
+                "two equal files",
+                "they differ: one was changed",
+                "compare with a fresh disk",
+            )
         )
     return found

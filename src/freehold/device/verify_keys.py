@@ -7,6 +7,7 @@ The kernel names a certificate's key by its subject and its subject key identifi
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -14,12 +15,13 @@ from uuid import UUID
 
 from freehold.device.verify_findings import MACHINE, Finding, deviation, note
 from freehold.keys import efi
+from freehold.keys.verify import Keychain
 
 RING = ".fs-verity"
 #: Entries of this owner are there for firmware's own programs, as are :data:`freehold.keys.efi.FIRMWARE_ONLY`'s.
 MICROSOFT = UUID("77fa9abd-0359-4d32-bd60-28f4e78f784b")
 _LINE = re.compile(
-    r"(?P<serial>[0-9a-f]{8}) (?P<flags>\S+) +\d+ +\S+ +(?P<perm>[0-9a-f]{8}) +(?P<uid>\d+) +\d+ +(?P<type>\S+) +(?P<rest>.*)"
+    r"(?P<serial>[0-9a-f]{8}) (?P<flags>\S+) +\d+ +\S+ +[0-9a-f]{8} +(?P<uid>\d+) +\d+ +(?P<type>\S+) +(?P<text>.*)"
 )
 _REBOOT = "a reboot fills the ring anew"
 
@@ -32,21 +34,30 @@ class Ring(NamedTuple):
     keys: tuple[str, ...]
 
 
-def parse_keys(text: str) -> dict[int, tuple[str, str, str]]:
-    """``/proc/keys``: serial → (flags, type, description with its summary). Lines that are none are left out."""
+class Key(NamedTuple):
+    """One line of /proc/keys; ``text`` is the description with its summary."""
+
+    flags: str
+    uid: int
+    type: str
+    text: str
+
+
+def parse_keys(text: str) -> dict[int, Key]:
+    """``/proc/keys`` by serial number. Lines that are none are left out."""
     found = {}
     for line in text.splitlines():
         match = _LINE.fullmatch(line)
         if match is not None:
-            found[int(match["serial"], 16)] = (match["flags"], match["type"], match["rest"])
+            found[int(match["serial"], 16)] = Key(match["flags"], int(match["uid"]), match["type"], match["text"])
     return found
 
 
 def find_ring(text: str, name: str = RING) -> int | None:
-    """The serial number of the kernel's own ring ``name``: of root's, alive. User space makes none that begin with a dot."""
-    for serial, (flags, kind, rest) in parse_keys(text).items():
-        alive = flags.startswith("I") and not set(flags) & set("RD")
-        if kind == "keyring" and alive and rest.startswith(f"{name}:"):
+    """The serial number of the kernel's own ring ``name``: root's, alive. User space makes none that begin with a dot."""
+    for serial, one in parse_keys(text).items():
+        alive = one.flags.startswith("I") and not set(one.flags) & set("RD")
+        if one.type == "keyring" and one.uid == 0 and alive and one.text.startswith(f"{name}:"):
             return serial
     return None
 
@@ -64,25 +75,46 @@ def name_of(der: bytes) -> str:
         return number.to_bytes(number.bit_length() // 8 + 1, "big").hex()
 
 
-def firmware_certificates(db: bytes, mok: bytes, refused: Collection[bytes]) -> dict[str, str]:
-    """Name in the ring → whose it is, of what the early step takes from the firmware; ``refused``: SHA-256 of revoked ones.
+class Firmware(NamedTuple):
+    """The firmware's and shim's variables without their attributes, empty where there is none."""
 
-    :class:`ValueError` for lists whose sizes do not fit.
+    db: bytes = b""
+    mok: bytes = b""
+    dbx: bytes = b""
+    mokx: bytes = b""
+
+
+def firmware_certificates(firmware: Firmware, revoked: Collection[str]) -> dict[str, str]:
+    """Name in the ring → where it is from, of what the early step takes from the firmware.
+
+    ``revoked``: SHA-256 (hex) of the certificates that the image revokes. :class:`ValueError` for lists whose sizes do not fit.
     """
-    import hashlib
-
+    whole, signed = set(revoked), set()
+    for lists in (firmware.dbx, firmware.mokx):
+        for entry in efi.parse_lists(lists):
+            if entry.type == efi.CERT_X509:
+                whole.add(hashlib.sha256(entry.data).hexdigest())
+            elif entry.type == efi.CERT_X509_SHA256:
+                signed.add(entry.data[:32])
     found = {}
-    for label, lists in (("db", db), ("MOK", mok)):
+    for label, lists in (("db", firmware.db), ("MOK", firmware.mok)):
         for entry in efi.parse_lists(lists):
             if entry.type != efi.CERT_X509 or entry.owner in (MICROSOFT, efi.FIRMWARE_ONLY):
                 continue
-            if hashlib.sha256(entry.data).digest() in refused:
-                continue
             try:
-                found[name_of(entry.data)] = label
+                out = efi.signed_part_sha256(entry.data) in signed or hashlib.sha256(entry.data).hexdigest() in whole
+                if not out:
+                    found[name_of(entry.data)] = label
             except ValueError:
                 continue
     return found
+
+
+def keychain_certificates(keychain: Keychain) -> dict[str, str]:
+    """Name in the ring → file name, of the image's own certificates that are not revoked."""
+    return {
+        name_of(one.der): one.file_name for one in keychain.certificates if keychain.why_revoked(one.der) is None
+    }  # fmt: skip
 
 
 def judge_ring(ring: Ring, wanted: Mapping[str, str], source: str) -> list[Finding]:
@@ -94,22 +126,37 @@ def judge_ring(ring: Ring, wanted: Mapping[str, str], source: str) -> list[Findi
         found.append(deviation("ring-open", MACHINE, RING, "sealed", "keys can still be added", _REBOOT))
     if ring.sealed is None:
         found.append(note("ring-open", MACHINE, RING, "sealed", "the kernel did not say whether it is sealed"))
-    here = {one: next((name for name in wanted if f": {name}" in one), None) for one in ring.keys}
+    here = {_name(one) for one in ring.keys}
     found += [
-        deviation("ring-key", MACHINE, one, f"only certificates of the {source}", "a key that should not be in the ring", _REBOOT)
-        for one, name in here.items()
-        if name is None
+        deviation(
+            "ring-key",
+            MACHINE,
+            one,
+            f"only certificates of the {source}",
+            "a key that should not be in the ring",
+            _REBOOT,
+        )
+        for one in ring.keys
+        if _name(one) not in wanted
     ]
     for name, label in wanted.items():
-        if name in here.values():
+        if name in here:
             continue
         # The kernel leaves out kinds of keys that it does not know; the image's own are all of a kind that it knows.
         kind = deviation if source == "image" else note
-        found.append(kind("ring-missing", MACHINE, RING, f"the certificate of {label} ({name[:16]})", "not in the ring", _REBOOT))
+        found.append(
+            kind("ring-missing", MACHINE, RING, f"the certificate of {label} ({name[:16]})", "not in the ring", _REBOOT)
+        )
     return found
+
+
+def _name(description: str) -> str:
+    """The hex in a key's description; the last, since the subject before it may look like one."""
+    found = re.findall(r"(?:^|: )([0-9a-f]+)(?=: X509\.)", description)
+    return str(found[-1]) if found else ""
 
 
 def ring_keys(text: str, serials: Sequence[int]) -> tuple[str, ...]:
     """Descriptions of the keys ``serials`` out of ``/proc/keys``; what it does not list is named by its number."""
     known = parse_keys(text)
-    return tuple(known[one][2] if one in known else f"key {one:08x}" for one in serials)
+    return tuple(known[one].text if one in known else f"key {one:08x}" for one in serials)

@@ -81,29 +81,47 @@ def judge_root(mounts: Sequence[Mount]) -> list[Finding]:
         has = f"{sealed.kind} {','.join(sealed.super)}"
         found.append(deviation("root", MACHINE, "/", "an overlay with verity=require", has, REBOOT))
     elif sealed.option("upperdir") is not None:
-        found.append(deviation("root", MACHINE, "/", "no layer that can be written", f"upperdir={sealed.option('upperdir')}", REBOOT))
+        found.append(
+            deviation(
+                "root", MACHINE, "/", "no layer that can be written", f"upperdir={sealed.option('upperdir')}", REBOOT
+            )
+        )
     if "ro" not in sealed.options or "ro" not in sealed.super:
         found.append(deviation("root-writable", MACHINE, "/", "read-only", "read-write", REBOOT))
     found += [_over(one) for one in at_root[1:]]
     protected = ("/usr", "/sysroot/repo", "/sysroot/images", "/sysroot/deployments", "/sysroot/owner")
     for one in mounts:
-        if any(one.point == top or one.point.startswith(f"{top}/") for top in protected) or one.point.startswith("/etc/"):
+        if any(one.point == top or one.point.startswith(f"{top}/") for top in protected) or one.point.startswith(
+            "/etc/"
+        ):
             found.append(_over(one))
     return found
 
 
 def _over(one: Mount) -> Finding:
-    return deviation("mount-over", MACHINE, one.point, "nothing is mounted here", f"{one.kind} from {one.source}", f"`umount {one.point}`, or reboot")
+    return deviation(
+        "mount-over",
+        MACHINE,
+        one.point,
+        "nothing is mounted here",
+        f"{one.kind} from {one.source}",
+        f"`umount {one.point}`, or reboot",
+    )
 
 
 def judge_etc(mounts: Sequence[Mount], *, locked: bool, config: bool) -> list[Finding]:
     """Findings about the layers of ``/etc``: while ``locked`` changes are in memory; ``config``: the owner has an image."""
     at_etc = stack(mounts, "/etc")
     if not at_etc:
-        return [deviation("etc", MACHINE, "/etc", "an overlay over the sealed /usr/etc", "nothing is mounted there", REBOOT)]
+        return [
+            deviation("etc", MACHINE, "/etc", "an overlay over the sealed /usr/etc", "nothing is mounted there", REBOOT)
+        ]
     # The early step mounts one. Locking a running machine puts a fresh one over it, and no other thing may.
-    found = [_over(one) for one in at_etc[1:] if one.kind != "overlay" or not _in_memory(one)]
-    found += [_over(one) for one in at_etc[2:] if one.kind == "overlay" and _in_memory(one)]
+    found = [
+        _over(one)
+        for number, one in enumerate(at_etc)
+        if number > 1 or (number == 1 and (one.kind != "overlay" or not _in_memory(one) or _in_memory(at_etc[0])))
+    ]
     top = at_etc[-1]
     if top.kind != "overlay":
         found.append(deviation("etc", MACHINE, "/etc", "an overlay over the sealed /usr/etc", top.kind, REBOOT))
@@ -113,14 +131,18 @@ def judge_etc(mounts: Sequence[Mount], *, locked: bool, config: bool) -> list[Fi
     if not layers[-1].endswith("/usr/etc") or len(layers) != (2 if config else 1):
         found.append(deviation("etc-layers", MACHINE, "/etc", wanted, ":".join(layers), REBOOT))
     if locked and not _in_memory(top):
-        found.append(deviation("etc-upper", MACHINE, "/etc", "changes in memory", f"upperdir={top.option('upperdir')}", REBOOT))
+        found.append(
+            deviation("etc-upper", MACHINE, "/etc", "changes in memory", f"upperdir={top.option('upperdir')}", REBOOT)
+        )
     if not locked:
-        found.append(note("etc-open", MACHINE, "/etc", "", "open: changes are kept on the disk, and are nobody's signed will"))
+        found.append(
+            note("etc-open", MACHINE, "/etc", "", "open: changes are kept on the disk, and are nobody's signed will")
+        )
     return found
 
 
 def _in_memory(one: Mount) -> bool:
-    return (one.option("upperdir") or "").startswith("/run/freehold/")
+    return one.option("upperdir") == "/run/freehold/etc/upper"
 
 
 #: Bit, meaning, whether code that nobody signed has been or can be in the kernel.
@@ -142,7 +164,16 @@ def judge_taint(value: int) -> list[Finding]:
     for bit, meaning, code in _TAINTS:
         if value >> bit & 1:
             kind = deviation if code else note
-            found.append(kind("kernel-taint", MACHINE, f"kernel (taint {bit})", "" if not code else "untainted", meaning, REBOOT if code else ""))
+            found.append(
+                kind(
+                    "kernel-taint",
+                    MACHINE,
+                    f"kernel (taint {bit})",
+                    "" if not code else "untainted",
+                    meaning,
+                    REBOOT if code else "",
+                )
+            )
     rest = value >> len(_TAINTS) << len(_TAINTS)
     if rest:
         found.append(note("kernel-taint", MACHINE, "kernel", "", f"marks that this version does not know: {rest:#x}"))
@@ -166,9 +197,17 @@ def judge_modules(loaded: str, sealed: Collection[str]) -> list[Finding]:
             continue
         flags = words[6].strip("()") if len(words) > 6 else ""
         if words[0] not in sealed:
-            found.append(deviation("module", MACHINE, words[0], "a module of the sealed tree", "loaded, but not of this tree", REBOOT))
+            found.append(
+                deviation(
+                    "module", MACHINE, words[0], "a module of the sealed tree", "loaded, but not of this tree", REBOOT
+                )
+            )
         elif set(flags) & set("OEFP"):
-            found.append(deviation("module", MACHINE, words[0], "a module that Debian signed", f"loaded with taint {flags}", REBOOT))
+            found.append(
+                deviation(
+                    "module", MACHINE, words[0], "a module that Debian signed", f"loaded with taint {flags}", REBOOT
+                )
+            )
     return found
 
 
@@ -200,7 +239,9 @@ def judge_command_line(running: str, sealed: str | None) -> list[Finding]:
         return []
     more = [word for word in running.split() if word not in sealed.split()]
     less = [word for word in sealed.split() if word not in running.split()]
-    said = "; ".join([*([f"added: {' '.join(more)}"] if more else []), *([f"missing: {' '.join(less)}"] if less else [])])
+    said = "; ".join(
+        [*([f"added: {' '.join(more)}"] if more else []), *([f"missing: {' '.join(less)}"] if less else [])]
+    )
     return [deviation("command-line", MACHINE, "/proc/cmdline", "the one that is sealed in the booted kernel image", said or "another order",
                       "an add-on on the boot partition, or an edited boot; reboot after removing it")]  # fmt: skip
 
@@ -219,7 +260,16 @@ def judge_guard(guard: Mapping[str, object], state: str, reason: str) -> list[Fi
     if guard.get("loaded") is not True:
         said = "not loaded"
         if state == "open":
-            return [note("guard", MACHINE, "guard", "", f"{said}: this machine cannot be locked on this boot", "`journalctl -b -k -g freehold` says why")]
+            return [
+                note(
+                    "guard",
+                    MACHINE,
+                    "guard",
+                    "",
+                    f"{said}: this machine cannot be locked on this boot",
+                    "`journalctl -b -k -g freehold` says why",
+                )
+            ]
         return [deviation("guard", MACHINE, "guard", f"{state} ({reason})", said, REBOOT)]
     mode = str(guard.get("mode"))
     if mode != state:
