@@ -23,7 +23,7 @@ from freehold.update.manifest import Manifest, Uki, sha256
 #: As a locked machine has it, after systemd made its own mounts.
 MOUNTS = """\
 30 1 0:25 / / ro,nodev - overlay freehold ro,lowerdir=/image::/disk/repo/objects,redirect_dir=on,verity=require,metacopy=on
-31 30 0:27 / /etc rw,nosuid,nodev - overlay etc rw,lowerdir=/newroot/usr/etc,upperdir=/run/freehold/etc/upper,workdir=/run/freehold/etc/work
+31 30 0:27 / /etc rw,nosuid,nodev - overlay etc rw,lowerdir=/newroot/usr/etc,upperdir=/run/freehold/etc/upper,workdir=w
 32 30 254:2 /var /var rw,nosuid,nodev,noatime shared:2 - ext4 /dev/vda2 rw
 33 32 0:28 / /var/roothome rw,nosuid,nodev shared:3 - tmpfs roothome rw,mode=700
 34 30 0:21 / /proc rw,nosuid,nodev,noexec - proc proc rw
@@ -57,7 +57,9 @@ def sealed_line(digest: str) -> str:
 _plain_manifest = lab_release.manifest
 
 
-def manifest(version: str, timestamp: int, *, name: str = "server", commit: str = lab_release.COMMIT) -> tuple[Manifest, bytes, bytes]:
+def manifest(
+    version: str, timestamp: int, *, name: str = "server", commit: str = lab_release.COMMIT
+) -> tuple[Manifest, bytes, bytes]:
     """As the release lab's, with a real program as its UKI."""
     value, image, _ = _plain_manifest(version, timestamp, name=name, commit=commit)
     uki = program(sealed_line(value.image_digest)) + version.encode() * 1000

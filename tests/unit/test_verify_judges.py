@@ -236,7 +236,8 @@ def test_mounts_of_an_open_machine() -> None:
 
 def test_mounts_after_locking_a_running_machine() -> None:
     open_etc = MOUNTS.replace("upperdir=/run/freehold/etc/upper", "upperdir=/disk/owner/etc/0/upper")
-    fresh = "90 31 0:50 / /etc rw,nosuid,nodev - overlay etc rw,lowerdir=/run/freehold/config:/usr/etc,upperdir=/run/freehold/etc/upper,workdir=w\n"
+    layers = "lowerdir=/run/freehold/config:/usr/etc,upperdir=/run/freehold/etc/upper,workdir=w"
+    fresh = f"90 31 0:50 / /etc rw,nosuid,nodev - overlay etc rw,{layers}\n"
     assert judged(open_etc + fresh, config=True) == []
     # The same over an /etc that is in memory already is somebody else's.
     assert checks(judged(MOUNTS + fresh, config=True)) == [("mount-over", "/etc")]
@@ -244,7 +245,7 @@ def test_mounts_after_locking_a_running_machine() -> None:
     assert ("mount-over", "/etc") in checks(judged(open_etc + fresh + third, config=True))
 
 
-ROOT = "30 1 0:25 / / ro,nodev - overlay freehold ro,lowerdir=/image::/disk/repo/objects,redirect_dir=on,verity=require,metacopy=on"
+ROOT = MOUNTS.splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -279,8 +280,8 @@ def test_a_mount_over_the_sealed_tree(point: str) -> None:
 def test_a_mount_over_the_root() -> None:
     evil = "99 30 0:60 / / rw - tmpfs evil rw\n"
     # The order of the lines says nothing.
-    for text in (MOUNTS + evil, evil + MOUNTS):
-        assert checks(judged(text)) == [("mount-over", "/")]
+    for lines in (MOUNTS + evil, evil + MOUNTS):
+        assert checks(judged(lines)) == [("mount-over", "/")]
 
 
 def test_mounts_elsewhere_are_everybodys() -> None:
@@ -334,7 +335,8 @@ def test_modules() -> None:
 
 
 def test_sysctls_of_the_command_line() -> None:
-    wanted = verify_machine.sealed_sysctls("ro sysctl.kernel.core_pattern=core sysctl.net/ipv4/x=1 sysctl.../etc/shadow=1 sysctl.a=1 sysctl.a=2")
+    line = "ro sysctl.kernel.core_pattern=core sysctl.net/ipv4/x=1 sysctl.../etc/shadow=1 sysctl.a=1 sysctl.a=2"
+    wanted = verify_machine.sealed_sysctls(line)
     assert wanted == {"kernel.core_pattern": "core", "net.ipv4.x": "1", "a": "2"}
     assert verify_machine.judge_sysctls(wanted, {"kernel.core_pattern": "core", "net.ipv4.x": " 1", "a": "2"}) == []
     found = verify_machine.judge_sysctls(wanted, {"kernel.core_pattern": "|/bin/evil", "net.ipv4.x": "1", "a": None})

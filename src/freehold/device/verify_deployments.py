@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from freehold.device import loader, verify_esp, verify_pe
-from freehold.device.sysroot import ID, Sysroot, image_of, read_bytes
+from freehold.device.sysroot import ID, Sysroot, image_of
 from freehold.device.verify_findings import BOOT, Finding, deviation, note
+from freehold.device.verify_kernel import read_regular
 from freehold.errors import FreeholdError, InputError, NotHereError
 from freehold.keys.verify import Keychain, verify_document
 from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, parse_manifest
@@ -38,7 +39,7 @@ class Found(NamedTuple):
 
 
 class Boot(NamedTuple):
-    """The boot partition: its entries, other findings, the sealed command line of each entry (by file name), jobs."""
+    """The boot partition: our entries on it, and findings about everything else there."""
 
     entries: tuple[loader.Entry, ...]
     findings: tuple[Finding, ...]
@@ -71,7 +72,7 @@ def open_esp(sysroot: Sysroot) -> Boot:
             found.append(note("leftover", BOOT, path, "", "an empty boot entry", "`freehold cleanup` removes it"))
     try:
         found += verify_esp.judge_loader_conf(
-            read_bytes(sysroot.esp / verify_esp.LOADER_CONF, verify_esp.LOADER_CONF_LIMIT)
+            read_regular(sysroot.esp / verify_esp.LOADER_CONF, verify_esp.LOADER_CONF_LIMIT)
         )
     except FileNotFoundError:
         found += verify_esp.judge_loader_conf(None)
@@ -97,7 +98,7 @@ def _files(top: Path) -> Iterator[str]:
 def _sha256_of(path: Path) -> str:
     """SHA-256 of a boot loader, "" when it is not there; it is small."""
     try:
-        return hashlib.sha256(read_bytes(path, 16 << 20)).hexdigest()
+        return hashlib.sha256(read_regular(path, 16 << 20)).hexdigest()
     except (OSError, FreeholdError):
         return ""
 
@@ -113,6 +114,9 @@ def deployments(
         return [], [deviation("deployments", BOOT, str(sysroot.deployments), "a directory", str(error.strerror))]
     found: list[Found] = []
     findings: list[Finding] = []
+    if len(names) > MAX_DEPLOYMENTS:
+        said = f"{len(names)}; the others are not looked at"
+        findings.append(deviation("deployments", BOOT, "deployments", f"at most {MAX_DEPLOYMENTS}", said))
     for name in sorted(names, key=lambda name: (name != booted, name))[:MAX_DEPLOYMENTS]:
         if not ID.match(name):
             findings.append(note("foreign-file", BOOT, f"deployments/{name}", "", "not a deployment"))
@@ -144,7 +148,7 @@ def _manifest(
 ) -> tuple[Manifest | None, str, list[Finding]]:
     path = f"deployments/{name}/manifest.json"
     try:
-        data = read_bytes(directory / "manifest.json", MANIFEST_LIMIT)
+        data = read_regular(directory / "manifest.json", MANIFEST_LIMIT)
     except FileNotFoundError:
         if not bootable:
             return (
@@ -165,7 +169,7 @@ def _manifest(
     except (OSError, FreeholdError) as error:
         return None, "", [deviation("manifest", name, path, "a signed manifest", str(error), _AGAIN)]
     try:
-        signature = read_bytes(directory / "manifest.json.sig", SIGNATURE_LIMIT)
+        signature = read_regular(directory / "manifest.json.sig", SIGNATURE_LIMIT)
     except (OSError, FreeholdError):
         signature = b""
     found: list[Finding] = []

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import platform
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -67,12 +68,14 @@ def list_image(fd: int, place: Path) -> Listing:
     """
     place.mkdir(parents=True, exist_ok=True)
     flags = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
-    # The very file that was measured, whatever its name refers to by now.
-    mounts.mount(f"/proc/self/fd/{fd}", place, "erofs", flags)
     try:
-        return walk_image(str(place))
+        # The very file that was measured, whatever its name refers to by now.
+        mounts.mount(f"/proc/self/fd/{fd}", place, "erofs", flags)
+        try:
+            return walk_image(str(place))
+        finally:
+            mounts.unmount(place)
     finally:
-        mounts.unmount(place)
         place.rmdir()
 
 
@@ -112,6 +115,22 @@ def _attribute(path: str, name: str) -> bytes | None:
         if error.errno == errno.ENODATA:
             return None
         raise
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The regular file ``path``, at most ``limit`` bytes.
+
+    Root may have put a pipe or a link there: neither is followed, or waited for. :class:`FreeholdError` for those and for what
+    is larger, :class:`OSError` when it is missing or unreadable.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as source:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FreeholdError(f"{path} is not a regular file")
+        content = source.read(limit + 1)
+    if len(content) > limit:
+        raise FreeholdError(f"{path} is larger than {limit} bytes")
+    return content
 
 
 def store_objects(objects: Path) -> dict[str, int]:

@@ -242,8 +242,9 @@ def judge_command_line(running: str, sealed: str | None) -> list[Finding]:
     said = "; ".join(
         [*([f"added: {' '.join(more)}"] if more else []), *([f"missing: {' '.join(less)}"] if less else [])]
     )
-    return [deviation("command-line", MACHINE, "/proc/cmdline", "the one that is sealed in the booted kernel image", said or "another order",
-                      "an add-on on the boot partition, or an edited boot; reboot after removing it")]  # fmt: skip
+    wanted = "the one that is sealed in the booted kernel image"
+    hint = "an add-on on the boot partition, or an edited boot; remove it and reboot"
+    return [deviation("command-line", MACHINE, "/proc/cmdline", wanted, said or "another order", hint)]
 
 
 def judge_lockdown(text: str, *, locked: bool) -> list[Finding]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from freehold.device import verify_keys, verify_machine
 from freehold.device.sysroot import Sysroot, read_bytes, read_text
 from freehold.device.verify_findings import MACHINE, Finding, deviation, note
-from freehold.device.verify_kernel import Probe
+from freehold.device.verify_kernel import Probe, read_regular
 from freehold.errors import FreeholdError
 from freehold.keys.efi import GLOBAL_VARIABLE, IMAGE_SECURITY_DATABASE, MAX_LIST_BYTES
 from freehold.keys.verify import Keychain
@@ -48,7 +48,7 @@ def standing_of(sysroot: Sysroot, keychain: Keychain) -> intent.Standing:
     owner = sysroot.root / "owner"
     machine = read_text(owner / "id", 64).strip()
     try:
-        signed: bytes | None = read_bytes(owner / "intent", intent.MAX_SIGNED_BYTES)
+        signed: bytes | None = read_regular(owner / "intent", intent.MAX_SIGNED_BYTES)
     except FileNotFoundError:
         signed = None
     except (OSError, FreeholdError):
