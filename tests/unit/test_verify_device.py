@@ -22,6 +22,7 @@ from freehold.device import verify, verify_content
 from freehold.device.verify_findings import Finding
 from freehold.device.verify_image import Pointer
 from freehold.errors import BusyError, FreeholdError, NotHereError
+from freehold.keys import efi
 from freehold.keys.formats import Revocation, serialize_revoked
 from freehold.keys.verity import digest_bytes
 from freehold.lock import intent
@@ -418,7 +419,14 @@ def test_the_owners_configuration(lab: VerifyLab) -> None:
     layered = MOUNTS.replace("lowerdir=/newroot/usr/etc", "lowerdir=/config:/newroot/usr/etc")
     lab.put(lab.sysroot.system / "proc/self/mountinfo", layered)
     assert deviations(lab) == [("machine", "config-image")]
-    lab.put(lab.sysroot.root / "owner/config" / digest, "config").chmod(0o444)
+    image = lab.put(lab.sysroot.root / "owner/config" / digest, "config")
+    assert deviations(lab) == [("machine", "config-image")]
+    image.write_text("another")
+    image.chmod(0o444)
+    assert deviations(lab) == [("machine", "config-image")]
+    image.chmod(0o644)
+    image.write_text("config")
+    image.chmod(0o444)
     assert deviations(lab) == []
     lab.put(lab.sysroot.system / "proc/self/mountinfo", MOUNTS)
     assert deviations(lab) == [("machine", "etc-layers")]
@@ -436,6 +444,39 @@ def test_the_ring(lab: VerifyLab) -> None:
     assert deviations(lab) == [("machine", "ring-open")]
     lab.sealed, lab.extra_keys = True, ("abcd",)
     assert deviations(lab) == [("machine", "ring-key")]
+
+
+def variable(lab: VerifyLab, name: str, value: bytes, *, attributes: int = 6) -> None:
+    """A firmware variable: 6 is not stored, 7 and 0x27 are."""
+    path = lab.sysroot.system / "sys/firmware/efi/efivars" / name
+    lab.put(path, attributes.to_bytes(4, "little") + value)
+
+
+def test_the_ring_of_a_machine_with_secure_boot(lab: VerifyLab) -> None:
+    """The firmware's certificates count then, not the keychain's; a stored variable is not the firmware's word."""
+    variable(lab, f"SecureBoot-{efi.GLOBAL_VARIABLE}", b"\1")
+    variable(lab, f"SetupMode-{efi.GLOBAL_VARIABLE}", b"\0")
+    both = [efi.certificate_list(key(*whose).certificate) for whose in (("release", "vendor"), ("owner", "me"))]
+    variable(lab, f"db-{efi.IMAGE_SECURITY_DATABASE}", b"".join(both), attributes=0x27)
+    report = check(lab)
+    assert (rows(report), report.status) == ([], 0)
+    assert "secure-boot" not in {one["check"] for one in rows(report, "note")}
+    variable(lab, f"db-{efi.IMAGE_SECURITY_DATABASE}", both[0], attributes=0x27)
+    assert deviations(lab) == [("machine", "ring-key")]
+    variable(lab, "MokListRT-605dab50-e046-4300-abb6-3dd810dd8b23", both[1], attributes=7)
+    assert deviations(lab) == [("machine", "ring-key")]
+    variable(lab, "MokListRT-605dab50-e046-4300-abb6-3dd810dd8b23", both[1])
+    assert deviations(lab) == []
+    # In setup mode the image's own keychain counts.
+    variable(lab, f"SetupMode-{efi.GLOBAL_VARIABLE}", b"\1")
+    variable(lab, f"db-{efi.IMAGE_SECURITY_DATABASE}", b"")
+    assert deviations(lab) == []
+
+
+def test_a_choice_that_the_boot_loader_was_told(lab: VerifyLab) -> None:
+    variable(lab, "LoaderEntryDefault-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f", "old.efi\0".encode("utf-16-le"), attributes=7)
+    (found,) = [one for one in rows(check(lab), "note") if one["check"] == "loader-choice"]
+    assert found["found"] == "the boot loader is told to start old.efi"
 
 
 def test_a_keychain_that_cannot_be_read_trusts_nobody(lab: VerifyLab) -> None:
