@@ -368,9 +368,10 @@ def test_lockdown(text: str, locked: bool, count: int) -> None:
         ({"loaded": True, "mode": "open"}, "locked", [("deviation", "guard-mode")]),
         ({"loaded": True, "mode": "audit"}, "locked", [("deviation", "guard-mode")]),
         ({"loaded": True, "mode": "locked"}, "open", [("deviation", "guard-mode")]),
-        ({"loaded": False, "mode": "locked"}, "locked", [("deviation", "guard")]),
-        ({"loaded": "yes"}, "audit", [("deviation", "guard")]),
-        ({"loaded": False}, "open", [("note", "guard")]),
+        ({"loaded": False, "mode": "locked"}, "locked", [("deviation", "guard-mode")]),
+        ({"loaded": "yes"}, "audit", [("deviation", "guard-mode")]),
+        ({"loaded": False}, "open", []),
+        ({"loaded": False, "mode": "audit"}, "open", []),
     ],
 )
 def test_the_guard_does_what_the_intent_says(guard: dict[str, object], state: str, said: list[tuple[str, str]]) -> None:

@@ -3,7 +3,8 @@
 
 Layout: Microsoft's "PE Format": offset of the PE header at 0x3c, COFF file header (20 bytes), optional header, section
 table of 40 byte rows. The name of each section of a UKI and the meaning of ``.cmdline`` are the UAPI group's
-"Unified Kernel Image" specification.
+"Unified Kernel Image" specification. :mod:`freehold.attest.pe` reads whole programs, for what a TPM sees of them; here the
+headers are enough, and a kernel image need not fit into memory.
 """
 
 from __future__ import annotations
