@@ -46,7 +46,9 @@ def program(line: str, *, sections: Sequence[bytes] = (b".text", b".osrel", b".c
         body += padded
     head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
     coff = struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, len(sections), 0, 0, 0, 112, 0)
-    return (head + coff + bytes(112) + table).ljust(start, b"\0") + body
+    # PE32+, size of headers, no data directories.
+    optional = struct.pack("<H58xI", 0x20B, start).ljust(112, b"\0")
+    return (head + coff + optional + table).ljust(start, b"\0") + body
 
 
 def sealed_line(digest: str) -> str:

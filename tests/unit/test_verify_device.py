@@ -264,6 +264,19 @@ def test_a_changed_boot_loader(lab: VerifyLab) -> None:
     assert deviations(lab) == [("boot", "loader-copies")]
 
 
+def test_a_boot_loader_of_another_release(lab: VerifyLab) -> None:
+    """Signatures apart; an update does not replace it, so it is worth a note and no more."""
+    ours = program("the boot loader")
+    lab.put(lab.sysroot.system / "usr/lib/systemd/boot/efi/systemd-bootx64.efi", ours)
+    notes = []
+    for content in (ours, ours + b"more of it"):
+        for name in ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"):
+            lab.put(lab.sysroot.esp / name, content)
+        assert deviations(lab) == []
+        notes.append([one["object"] for one in rows(check(lab), "note") if one["check"] == "loader-version"])
+    assert notes == [[], ["EFI/BOOT/BOOTX64.EFI"]]
+
+
 def test_names_cannot_steer_the_terminal(lab: VerifyLab) -> None:
     lab.put(lab.sysroot.esp / "loader/entries/\x1b[2Jno deviation.conf", "evil")
     report = check(lab)

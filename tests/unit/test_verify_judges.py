@@ -210,9 +210,12 @@ def test_loader_conf(conf: bytes | None, said: list[str]) -> None:
 
 
 def test_loader_copies() -> None:
-    assert verify_esp.judge_loaders([("a", "11"), ("b", "11")]) == []
-    assert checks(verify_esp.judge_loaders([("a", "11"), ("b", "22")])) == [("loader-copies", "a, b")]
-    assert checks(verify_esp.judge_loaders([("a", "11"), ("b", "")])) == [("loader-missing", "b")]
+    assert verify_esp.judge_loaders([("a", "11"), ("b", "11")], "x", "x") == []
+    assert verify_esp.judge_loaders([("a", "11"), ("b", "11")], "x", "") == []
+    assert checks(verify_esp.judge_loaders([("a", "11"), ("b", "22")], "x", "x")) == [("loader-copies", "a, b")]
+    assert checks(verify_esp.judge_loaders([("a", "11"), ("b", "")], "x", "x")) == [("loader-missing", "b")]
+    (other,) = verify_esp.judge_loaders([("a", "11"), ("b", "11")], "x", "y")
+    assert (other.severity, other.check) == ("note", "loader-version")
 
 
 # --- mounts

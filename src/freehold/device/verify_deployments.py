@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from freehold.attest import pe
 from freehold.device import loader, verify_esp, verify_pe
 from freehold.device.sysroot import ID, Sysroot, image_of
 from freehold.device.verify_findings import BOOT, Finding, deviation, note
@@ -25,6 +26,8 @@ from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT,
 Job = Callable[[bytearray], tuple[list[Finding], int]]
 #: More directories than this in deployments/ are not ours.
 MAX_DEPLOYMENTS = 256
+_SEALED_LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+_LOADER_LIMIT = 16 << 20
 _AGAIN = "`freehold cleanup` removes it; then `freehold upgrade` brings a whole one"
 _FIRMWARE = "start another deployment from the boot menu, then remove this entry"
 
@@ -78,7 +81,10 @@ def open_esp(sysroot: Sysroot) -> Boot:
         found += verify_esp.judge_loader_conf(None)
     except (OSError, FreeholdError) as error:
         found.append(deviation("loader-conf", BOOT, verify_esp.LOADER_CONF, "a readable file", str(error)))
-    found += verify_esp.judge_loaders([(name, _sha256_of(sysroot.esp / name)) for name in verify_esp.LOADERS])
+    copies = [(name, _loader(sysroot.esp / name)) for name in verify_esp.LOADERS]
+    hashes = [(name, hashlib.sha256(content).hexdigest() if content else "") for name, content in copies]
+    sealed = _authenticode(_loader(sysroot.system / _SEALED_LOADER))
+    found += verify_esp.judge_loaders(hashes, _authenticode(copies[0][1]), sealed)
     return Boot(tuple(entries), tuple(found))
 
 
@@ -95,11 +101,19 @@ def _files(top: Path) -> Iterator[str]:
             yield name if relative == "." else f"{relative}/{name}"
 
 
-def _sha256_of(path: Path) -> str:
-    """SHA-256 of a boot loader, "" when it is not there; it is small."""
+def _loader(path: Path) -> bytes:
+    """A boot loader, empty when it is not there; it is small."""
     try:
-        return hashlib.sha256(read_regular(path, 16 << 20)).hexdigest()
+        return read_regular(path, _LOADER_LIMIT)
     except (OSError, FreeholdError):
+        return b""
+
+
+def _authenticode(program: bytes) -> str:
+    """What a signature of ``program`` covers, as a digest in hex; "" when it is no program."""
+    try:
+        return pe.parse(program).authenticode.hex()
+    except ValueError:
         return ""
 
 

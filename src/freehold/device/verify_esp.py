@@ -127,15 +127,23 @@ def judge_loader_conf(content: bytes | None) -> list[Finding]:
 _RESTORE = "write `timeout 0`, `editor no` and `console-mode keep` into it"
 
 
-def judge_loaders(copies: Sequence[tuple[str, str]]) -> list[Finding]:
-    """Findings about the boot loader's copies: (path, SHA-256 in hex, "" when missing)."""
+def judge_loaders(copies: Sequence[tuple[str, str]], digest: str, sealed: str) -> list[Finding]:
+    """Findings about the boot loader's copies: (path, SHA-256 in hex, "" when missing).
+
+    ``digest`` and ``sealed`` are the Authenticode digests, which leave signatures out, of the first copy and of the sealed tree's
+    boot loader; "" where there is none to compare. Updates bring no boot loader, so another one may just be older.
+    """
     found = [
         deviation("loader-missing", BOOT, path, "the boot loader", "missing or unreadable", "copy the other one here")
         for path, digest in copies
         if not digest
     ]
-    digests = {digest for _, digest in copies if digest}
-    if len(digests) > 1:
+    if digest and sealed and digest != sealed:
+        said = "another version, or not Debian's at all"
+        found.append(
+            note("loader-version", BOOT, copies[0][0], "", f"not the boot loader of the running release: {said}")
+        )
+    if len({content for _, content in copies if content}) > 1:
         names = ", ".join(path for path, _ in copies)
         found.append(
             deviation(
