@@ -24,7 +24,8 @@ PURE = (
     "attest.userlog", "attest.verdict", "attest.wire",
     "build.cpio", "build.headerball", "build.ids", "build.varmap", "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "keys.efi", "keys.formats", "keys.verify", "lock.intent", "lock.machine", "update.manifest",
-    "vm.machine", "vm.keyboard",
+    "vm.machine", "vm.keyboard", "device.verify_findings", "device.verify_pe", "device.verify_image", "device.verify_esp",
+    "device.verify_machine", "device.verify_keys",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",

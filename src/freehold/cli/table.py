@@ -58,6 +58,9 @@ VERBS = (
     )),
     Verb("rollback", DEVICE, "boot the previous deployment next", ("freehold rollback",)),
     Verb("cleanup", DEVICE, "remove deployments and objects that nothing needs", ("freehold cleanup --dry-run",)),
+    Verb("verify", DEVICE, "check this machine and every deployment, file by file", (
+        "freehold verify", "freehold verify --quick --json", "freehold verify --jobs 4",
+    )),
     Verb("history", DEVICE, "what was done to this machine, and when", ("freehold history",)),
     Verb("lock", LOCK, "let no further unsigned privileged code run", (
         "freehold lock --audit --key file:/media/stick/owner.key",
