@@ -25,7 +25,7 @@ from freehold.build.tools import Tools, ensure
 from freehold.errors import InputError
 from freehold.keys.x509 import Signer
 from freehold.monitor import Monitor, step
-from freehold.update.manifest import Manifest, Uki, parse_manifest, serialize_manifest, version_valid
+from freehold.update.manifest import NUMBER_LIMIT, Manifest, Uki, parse_manifest, serialize_manifest, version_valid
 
 DPKG_STATUS = "usr/share/dpkg-db/status"
 STEPS = ("packages", "tree", "commit", "seal")
@@ -72,13 +72,16 @@ class Inputs:
     archive: Archive
     plan: packages.PackagePlan
     epoch: int
+    number: int
     version: str | None
     lock: str
     key: str
 
 
 def archive_date(lists: Path) -> int:
-    """The newest ``Date`` of the signed package lists, seconds since 1970: the epoch of a recipe that says "auto"."""
+    """The newest ``Date`` of the signed package lists, seconds since 1970: a release's number, and the epoch of
+    a recipe that says "auto".
+    """
     dates = [0]
     for path in lists.glob("*InRelease"):
         match = re.search(r"^Date: (.+)$", path.read_text(errors="replace"), re.MULTILINE)
@@ -88,8 +91,9 @@ def archive_date(lists: Path) -> int:
 
 
 def gather(
-    recipe: Recipe, store: Store, tools: Tools, version: str | None, sources: Path | None, signer: Signer, monitor: Monitor
-) -> Inputs:
+    recipe: Recipe, store: Store, tools: Tools, version: str | None, sources: Path | None, signer: Signer, monitor: Monitor,
+    number: int | None = None,
+) -> Inputs:  # fmt: skip
     """Resolve the recipe against today's archive. Cheap when nothing changed."""
     cache = cache_directory()
     own = source.build_package(tools, cache, recipe.epoch or 0, monitor)
@@ -97,12 +101,15 @@ def gather(
     archive = Archive(tools, cache, lines, own.deb.parent, recipe.recommends)
     archive.refresh()
     plan = archive.plan([recipe.kernel, *recipe.packages])
-    epoch = recipe.epoch if recipe.epoch is not None else archive_date(archive.directory / "lists")
+    date = archive_date(archive.directory / "lists")
+    epoch = recipe.epoch if recipe.epoch is not None else date
     lock_path = store.locks / f"{recipe.name}.ids"
     lock = lock_path.read_text() if lock_path.exists() else ""
     parts = [recipe.id, plan.id, own.id, tools.id, signer.certificate_der().hex(), version or "", str(recipe.epoch)]
+    # The date of the lists is no input by itself: an archive that moved on, with nothing for us, gives the same release.
+    parts += [] if number is None else [f"number {number}"]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return Inputs(recipe, archive, plan, epoch, version, lock, key)
+    return Inputs(recipe, archive, plan, epoch, date if number is None else number, version, lock, key)
 
 
 def next_version(recipe: Recipe, store: Store, now: float) -> str:
@@ -128,13 +135,15 @@ def installed(status: str) -> tuple[tuple[str, str, str], ...]:
 
 def build(
     path: Path, store: Store, keys: KeyDirectory, monitor: Monitor, *, version: str | None = None, key_uri: str | None = None,
-    sources: Path | None = None,
+    sources: Path | None = None, number: int | None = None,
 ) -> BuildResult:  # fmt: skip
     """Build the recipe at ``path``. A build with equal inputs returns the release it gave before.
 
     The release's directory appears under its name when it is complete; what an interrupted build left
     is in ``store.work`` and is removed by the next. Raises :class:`InputError` for a faulty recipe, nothing built.
     """
+    if number is not None and not 0 <= number <= NUMBER_LIMIT:
+        raise InputError(f"{number} is not a release number", hint="seconds since 1970, for example `date +%s`")
     if version is not None and not version_valid(version):
         raise InputError(f"{version!r} is not a version", hint="letters, digits, dots and dashes, at most 64")
     recipe = load(path)
@@ -142,7 +151,7 @@ def build(
     recipe = with_keychain(recipe, keys, signer)
     with atomic.exclusive(store.root / "lock", f"the store {store.root}"):
         tools = ensure(cache_directory(), monitor, sources=sources)
-        inputs = gather(recipe, store, tools, version, sources, signer, monitor)
+        inputs = gather(recipe, store, tools, version, sources, signer, monitor, number)
         known = store.builds / inputs.key
         if known.is_file() and (store.releases / known.read_text() / "manifest.json").is_file():
             return _result(store.releases / known.read_text(), dict.fromkeys(STEPS, 0.0), unchanged=True)
@@ -185,7 +194,7 @@ def _make(
         initrd.write_initrd(tools, packed, work / "initrd")
         unsigned = uki.write_uki(
             tools, work, kernel=vmlinuz, uname=kernel, initrd=work / "initrd",
-            line=uki.command_line(metadata.digest, recipe.console, recipe.cmdline),
+            line=uki.command_line(metadata.digest, inputs.number, recipe.console, recipe.cmdline),
             release=uki.os_release(recipe.name, version),
         )  # fmt: skip
         uki.sign_efi(tools, unsigned, sealed / "uki.efi", signer)
@@ -208,7 +217,7 @@ def _manifest(
     return Manifest(
         name=recipe.name, version=version, commit=commit, image_digest=metadata.digest, image_size=metadata.size,
         uki=Uki(f"freehold-{version}-{metadata.digest[:16]}.efi", hashlib.sha256(content).hexdigest(), len(content)),
-        timestamp=int(time.time()), architecture=recipe.architecture, kernel=kernel, suite=recipe.suite,
+        timestamp=int(time.time()), number=inputs.number, architecture=recipe.architecture, kernel=kernel, suite=recipe.suite,
         pockets=recipe.pockets, packages=tuple(found),
     )  # fmt: skip
 

@@ -20,9 +20,10 @@ COMMAND_LINE = (
 )  # fmt: skip
 
 
-def command_line(digest: str, consoles: Sequence[str], extra: Sequence[str]) -> str:
-    """The sealed kernel command line. Pure."""
-    return " ".join([f"freehold.image={digest}", *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
+def command_line(digest: str, number: int, consoles: Sequence[str], extra: Sequence[str]) -> str:
+    """The sealed kernel command line; ``number`` is what the rollback floor is compared with. Pure."""
+    own = (f"freehold.image={digest}", f"freehold.release={number}")
+    return " ".join([*own, *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
 
 
 def os_release(name: str, version: str) -> str:

@@ -40,6 +40,10 @@ def build_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``freehold build``."""
     parser.add_argument("recipe", type=Path, help="the recipe (TOML)")
     parser.add_argument("--version", help="version of the release (default: the recipe's pattern)")
+    parser.add_argument(
+        "--number", type=int, metavar="N",
+        help="the release's number for the rollback floor (default: the date of the package lists, seconds since 1970)",
+    )  # fmt: skip
     parser.add_argument("--sources", type=Path, metavar="FILE", help="apt source lines to use instead of the default mirror")
     _store_argument(parser)
     _key_arguments(parser)
@@ -49,13 +53,13 @@ def build(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Build a release."""
     done = pipeline.build(
         options.recipe, _store(options), KeyDirectory.choose(options.keys, monitor), monitor,
-        version=options.version, key_uri=options.key, sources=options.sources,
+        version=options.version, key_uri=options.key, sources=options.sources, number=options.number,
     )  # fmt: skip
     manifest = done.manifest
     total = sum(done.seconds.values())
     text = (
         f"{done.release.name}: {'unchanged' if done.unchanged else f'built in {total:.0f} s'}\n"
-        f"  commit  {manifest.commit}\n  image   {manifest.image_digest}\n"
+        f"  commit  {manifest.commit}\n  image   {manifest.image_digest}\n  number  {manifest.number}\n"
         f"  kernel  {manifest.kernel}, {len(manifest.packages)} packages, {done.files:,} files, {done.bytes >> 20} MiB\n"
         f"Next: freehold disk {done.release.name} -o {manifest.name}.qcow2"
     )
@@ -153,7 +157,7 @@ def inspect(options: argparse.Namespace, _monitor: Monitor) -> Report:
     }  # fmt: skip
     lines = [
         f"{release.name}", f"  deployment  {manifest.id}", f"  commit      {manifest.commit}",
-        f"  image       {manifest.image_digest}",
+        f"  image       {manifest.image_digest}", f"  number      {manifest.number}",
         f"  uki         {manifest.uki.sha256} ({manifest.uki.size >> 20} MiB)", f"  kernel      {manifest.kernel}",
         f"  contents    {measures['files']:,} files, {measures['bytes'] >> 20} MiB, {len(manifest.packages)} packages",
     ]  # fmt: skip

@@ -96,6 +96,7 @@ def _row(deployment: Deployment, booted: str, entry: loader.Entry | None, staged
     return {
         "id": deployment.id,
         "version": manifest.version,
+        "number": manifest.number,
         "commit": manifest.commit,
         "image_digest": manifest.image_digest,
         "booted": deployment.id == booted,
