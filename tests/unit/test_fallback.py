@@ -84,7 +84,10 @@ def test_what_is_no_id_is_passed_over(program: Path) -> None:
     assert (ids, next_, chosen) == ([ONE], OTHER, ONE)
     assert cut == [([], NONE, "-")] * 3
     longest = "freehold-" + "x" * (159 - 9)
-    assert choose(program, (wide(longest), "", b""), (wide(longest + "x"), "", b"")) == [([longest], OTHER, longest), ([], 2, "-")]
+    assert choose(program, (wide(longest), "", b""), (wide(longest + "x"), "", b"")) == [
+        ([longest], OTHER, longest),
+        ([], 2, "-"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,13 @@ def test_anything_that_somebody_stored(program: Path, seed: int) -> None:
         for data in (entries, refused):
             for _ in range(dice.randrange(4)):
                 data[dice.randrange(len(data))] = dice.choice([0, 9, 10, 43, 45, 255, dice.randrange(256)])
-        some.append((bytes(entries[: dice.randrange(len(entries) + 1)]), ONE, bytes(refused[: dice.randrange(len(refused) + 1)])))
+        some.append(
+            (
+                bytes(entries[: dice.randrange(len(entries) + 1)]),
+                ONE,
+                bytes(refused[: dice.randrange(len(refused) + 1)]),
+            )
+        )
     answers = choose(program, *some)
     assert len(answers) == len(some)
     for ids, verdict, chosen in answers:
