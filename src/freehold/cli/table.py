@@ -68,6 +68,12 @@ VERBS = (
         "freehold unlock --key file:/media/stick/owner.key",
         "freehold unlock --request unlock.request",
     )),
+    Verb("floor", LOCK, "the rollback floor: which releases no longer boot while locked", (
+        "freehold floor --json",
+        "freehold floor --lower 1790000000 --key file:/media/stick/owner.key",
+        "freehold floor --lower 1790000000 --request floor.request",
+        "freehold floor --answer floor.request.signed",
+    )),
     Verb("sign", LOCK, "answer a machine's request with the owner's key", (
         "freehold sign lock.request --key file:owner.key",
     )),
