@@ -198,13 +198,9 @@ def test_an_intent_keeps_the_floor_and_its_serial_is_new(place: Place) -> None:
     (place.owner / "floor").unlink()
     (actions.RUN / "boot.json").write_text(json.dumps({"floor": {"serial": 12}}))
     assert actions.propose("locked", None).serial == 13
-    for nonsense in (
-        {"floor": {"serial": "x"}},
-        {"floor": []},
-        {"floor": {"serial": -3}},
-        {"floor": {"serial": 2**60}},
-    ):
-        (actions.RUN / "boot.json").write_text(json.dumps(nonsense))
+    fields: list[object] = [{"serial": "x"}, [], {"serial": -3}, {"serial": 2**60}]
+    for nonsense in fields:
+        (actions.RUN / "boot.json").write_text(json.dumps({"floor": nonsense}))
         assert actions.propose("locked", None).serial == 1
 
 

@@ -20,10 +20,14 @@ COMMAND_LINE = (
 )  # fmt: skip
 
 
+def names(digest: str, number: int) -> str:
+    """How the command line begins: which image, which release. Pure."""
+    return f"freehold.image={digest} freehold.release={number}"
+
+
 def command_line(digest: str, number: int, consoles: Sequence[str], extra: Sequence[str]) -> str:
     """The sealed kernel command line; ``number`` is what the rollback floor is compared with. Pure."""
-    own = (f"freehold.image={digest}", f"freehold.release={number}")
-    return " ".join([*own, *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
+    return " ".join([names(digest, number), *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
 
 
 def os_release(name: str, version: str) -> str:

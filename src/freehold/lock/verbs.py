@@ -224,13 +224,21 @@ def _floor_report() -> Report:
 
 def sign_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``freehold sign``."""
-    parser.add_argument("request", type=Path, help="the request file that a machine wrote")
-    parser.add_argument("--key", required=True, metavar="URI", help="the owner's key: file:, pkcs11: or tpm2:")
+    parser.add_argument("request", type=Path, help="the request file that a machine wrote; or an unsigned release")
+    parser.add_argument("--key", required=True, metavar="URI", help="the owner's or the release key: file:, pkcs11: or tpm2:")
+    parser.add_argument("--store", type=Path, metavar="DIR", help="where a release that is given by its name is kept")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"the answer (default: REQUEST{SUFFIX})")
 
 
 def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
-    """Sign a machine's request, after showing what it says."""
+    """Sign a machine's request, after showing what it says, or a release that was built unsigned."""
+    release = _unsigned_release(options.request, options.store)
+    if release is not None:
+        from freehold.build import verbs as builder
+
+        if options.output is not None:
+            raise InputError("a release is signed where it is", hint="leave -o out, or copy the directory first")
+        return builder.sign_release(release, options.key, monitor)
     wanted = intent.parse(_read(options.request))
     print(describe(wanted), file=sys.stderr)
     answer = intent.sign(wanted, _owner(options.key, monitor).sign)
@@ -243,6 +251,22 @@ def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
         {"schema": "freehold-sign-1", "answer": str(output), "machine": wanted.machine, "serial": wanted.serial},
         f"{output}: signed\nNext, on the machine: freehold {verb} --answer {output.name}{other}",
     )
+
+
+def _unsigned_release(path: Path, store: Path | None) -> Path | None:
+    """The unsigned release that ``path`` names, as a directory or in the store; ``None`` for a machine's request."""
+    if path.is_file():
+        return None
+    from freehold.build import seal
+    from freehold.build import store as stores
+
+    root = store or stores.default_store()
+    for candidate in (path, root.absolute() / "releases" / path):
+        if seal.is_unsigned(candidate):
+            return candidate
+        if (candidate / "manifest.json").is_file():
+            raise InputError(f"{candidate} is signed already")
+    return None
 
 
 def describe(wanted: Intent) -> str:
@@ -274,6 +298,6 @@ VERBS = (
     ("lock", "let no further unsigned privileged code run", lock_arguments, lock),
     ("unlock", "with the owner's key: open at the next boot", unlock_arguments, unlock),
     ("floor", "the rollback floor: what no longer boots while locked", floor_arguments, floor),
-    ("sign", "answer a machine's request with the owner's key", sign_arguments, sign),
+    ("sign", "answer a machine's request, or sign a release that was built unsigned", sign_arguments, sign),
     ("denials", "what the guard refused, or would refuse", denials_arguments, denials),
 )
