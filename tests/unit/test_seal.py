@@ -25,6 +25,7 @@ from freehold.keys.issue import create
 from freehold.keys.verify import Keychain, verify_document
 from freehold.keys.x509 import Signer, load_signer
 from freehold.monitor import NullMonitor
+from freehold.run import Argument
 from freehold.update.manifest import Manifest, parse_manifest, serialize_manifest
 
 RECIPE = Path(__file__).parents[2] / "recipes/server.toml"
