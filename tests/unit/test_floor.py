@@ -214,6 +214,9 @@ def test_answers_of_a_tpm(program: Path) -> None:
     assert lines[1].split()[1:] == ["0", "0", bytes(range(32)).hex()]
     assert lines[2].split() == ["139"] * 3
     assert lines[3].split() == ["328"] * 3
+    # It says 32 bytes and has 31, by its own account of its parameters.
+    short = struct.pack(">HIIIH", 0x8002, 10 + 4 + 33, 0, 33, 32) + bytes(31)
+    assert records(program, "answers", [short])[0].split()[1] == "-74"
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -239,6 +242,19 @@ def test_malformed_answers_are_errors(program: Path, seed: int) -> None:
 @pytest.fixture(scope="module")
 def tools() -> Tools:
     return ensure(cache_directory(), NullMonitor())
+
+
+def raw(place: Path, tag: int, code: int, body: bytes) -> int:
+    """Send a command of a TPM's as bytes; its response code."""
+    with socket.socket(socket.AF_UNIX) as tpm:
+        tpm.connect(str(place))
+        tpm.sendall(struct.pack(">HII", tag, 10 + len(body), code) + body)
+        return int.from_bytes(tpm.recv(256)[6:10], "big")
+
+
+def by_owner(body: bytes) -> bytes:
+    """What follows the header of a command that the owner authorizes with an empty password."""
+    return struct.pack(">IIIHBH", 0x40000001, 9, 0x40000009, 0, 0, 0) + body
 
 
 @contextmanager
@@ -408,6 +424,21 @@ def test_an_index_that_is_not_ours_is_replaced(machine: Machine) -> None:
 
 
 @pytest.mark.build
+def test_an_index_that_would_stay_open_is_replaced(machine: Machine) -> None:
+    """Of the right size, but without what closes it for a boot."""
+    machine.boot(release=100, floor=100)
+    public = struct.pack(">HIHIHH", 14, 0x01846668, 11, 1 << 2 | 1 << 18 | 1 << 25, 0, 32)
+    with powered(machine.tools, machine.work) as tpm:
+        assert machine.ask(tpm, "undefine") == 0
+        assert raw(tpm, 0x8002, 0x12A, by_owner(b"\0\0" + public)) == 0
+        assert machine.ask(tpm, "write", "0", "9", MACHINE) == 0
+        floor, kept, said = machine.settle(tpm, release=99, floor=100)
+        assert (floor.refused, kept) == (1, "anew")
+        assert "not the one that was made" in said
+        assert machine.ask(tpm, "write", "0", "9", MACHINE) == 0x148
+
+
+@pytest.mark.build
 def test_the_disk_is_made_anew(machine: Machine) -> None:
     """The floor of the machine that was does not keep the new one from booting an older release."""
     machine.boot(release=200, floor=200, serial=7)
@@ -417,17 +448,17 @@ def test_the_disk_is_made_anew(machine: Machine) -> None:
     floor, _, _ = machine.boot(release=100, floor=100, machine=OTHER)
     assert floor == Floor(100, 1, 100, 0, 0, 0)
     assert machine.boot(release=99, floor=100, machine=OTHER)[0].refused
+    # The TPM's copy is the new machine's also where its numbers did not change.
+    assert machine.boot(release=100, floor=100, machine=MACHINE)[1] == "kept"
+    machine.file.unlink()
+    assert machine.boot(release=99, machine=MACHINE)[0].refused
 
 
 @pytest.mark.build
 def test_a_tpm_with_an_owners_password_is_one_line(machine: Machine) -> None:
     """The index cannot be made then; the file counts."""
-    change = struct.pack(">IIIHBHH", 0x40000001, 9, 0x40000009, 0, 0, 0, 4) + b"pass"
     with powered(machine.tools, machine.work) as tpm:
-        with socket.socket(socket.AF_UNIX) as raw:
-            raw.connect(str(tpm))
-            raw.sendall(struct.pack(">HII", 0x8002, 10 + len(change), 0x129) + change)
-            assert raw.recv(64)[6:10] == bytes(4)
+        assert raw(tpm, 0x8002, 0x129, by_owner(b"\0\4pass")) == 0
         floor, kept, said = machine.settle(tpm, release=100, floor=100)
         assert (floor.raised, kept) == (100, "failed")
         assert said.count("[") == 1

@@ -135,7 +135,7 @@ def test_kernel_images_are_equal_apart_from_the_signature(
         assert verify_document(data, (release / "manifest.json.sig").read_bytes(), keychain=keychain).ok
         assert len((release / "uki.efi").read_bytes()) == manifest.uki.size
         (tmp_path / f"{signer}.pem").write_bytes(signers[signer].certificate_pem())
-        check = ["sbverify", "--cert", tmp_path / f"{signer}.pem", release / "uki.efi"]
+        check: list[Argument] = ["sbverify", "--cert", tmp_path / f"{signer}.pem", release / "uki.efi"]
         assert tools.run(check, ro_binds=[tmp_path], check=False).status == 0
     assert (first / "uki.efi").read_bytes() != (second / "uki.efi").read_bytes()
     for release in (first, second):
