@@ -19,6 +19,11 @@ static uint64_t higher(uint64_t a, uint64_t b)
 	return a > b ? a : b;
 }
 
+bool floor_may_take(const struct intent *offered, uint64_t release)
+{
+	return !offered->has_floor || offered->floor <= release;
+}
+
 void floor_judge(const struct floor_facts *facts, struct floor *floor)
 {
 	bool valid = facts->standing == STANDING_VALID;

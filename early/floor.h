@@ -59,7 +59,12 @@ struct floor_places {
 	const struct tpm *tpm;
 };
 
-/* Pure. */
+/*
+ * Whether a boot of `release` may take a new intent: one with a floor above it would refuse this release, and perhaps
+ * there is no other. Pure, as the next one.
+ */
+bool floor_may_take(const struct intent *offered, uint64_t release);
+
 void floor_judge(const struct floor_facts *facts, struct floor *floor);
 
 /* The file's text: both return its length; 0 when it is none. `text` of at least FLOOR_MAX_TEXT bytes. */

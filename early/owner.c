@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "floor.h"
 #include "keyring.h"
 #include "util.h"
 
@@ -119,8 +120,7 @@ static void take_inbox(struct owner *owner, uint64_t release)
 	const char *fault = verify((size_t)length, owner->machine, &offered);
 	if (!fault && owner->standing == STANDING_VALID && offered.serial <= owner->intent.serial)
 		fault = "its serial is not newer";
-	/* It would be refused itself, and perhaps no other release is there. */
-	if (!fault && offered.has_floor && offered.floor > release)
+	if (!fault && !floor_may_take(&offered, release))
 		fault = "its floor is above this release";
 	if (fault) {
 		say("the intent in the inbox is ignored: %s", fault);

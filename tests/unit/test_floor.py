@@ -184,6 +184,14 @@ def test_the_file_has_one_spelling(program: Path) -> None:
     assert records(program, "text", [*good, *bad]) == ["0 0", "7 3", f"{LIMIT} {LIMIT}", *["refused"] * len(bad)]
 
 
+@pytest.mark.parametrize(
+    ("floor", "release", "taken"),
+    [("-", 0, True), ("0", 0, True), ("5", 5, True), ("5", 4, False), ("5", 0, False), ("4", 5, True)],
+)
+def test_an_intent_that_would_refuse_its_own_taker_is_left(program: Path, floor: str, release: int, taken: bool) -> None:
+    assert run([program, "takes", floor, str(release)]).text == f"{int(taken)}\n"
+
+
 NUMBERS = {
     "0": 0, "1790000000": 1_790_000_000, str(LIMIT): LIMIT, str(LIMIT + 1): 0, "": 0, "-1": 0, "+1": 0, " 1": 0, "1 ": 0,
     "01": 0, "1e3": 0, "9" * 40: 0, "0x10": 0,

@@ -5,6 +5,7 @@
  *   text     records (32-bit little-endian length, bytes): the file's numbers, or "refused"
  *   answers  records: what each reader makes of these bytes as a TPM's answer
  *   settle OWNER INBOX SOCKET STANDING LOCK FLOOR SERIAL RELEASE DIGEST MACHINE   FLOOR may be "-", SOCKET too
+ *   takes FLOOR RELEASE: whether a boot of that release takes an intent with that floor; "-" for none
  *   number TEXT, write SOCKET RAISED SERIAL MACHINE, undefine SOCKET, define SOCKET SIZE
  * What would be said on the console comes in brackets.
  */
@@ -186,7 +187,10 @@ int main(int argc, char **argv)
 		records(print_answers);
 	else if (strcmp(what, "settle") == 0 && argc == 12)
 		settle(argv + 2);
-	else if (strcmp(what, "number") == 0 && argc == 3)
+	else if (strcmp(what, "takes") == 0 && argc == 4) {
+		intent = (struct intent){ .has_floor = strcmp(argv[2], "-") != 0, .floor = floor_number(argv[2]) };
+		printf("%d\n", floor_may_take(&intent, floor_number(argv[3])));
+	} else if (strcmp(what, "number") == 0 && argc == 3)
 		printf("%" PRIu64 "\n", floor_number(argv[2]));
 	else
 		return argc > 2 ? nv(argc, argv) : 2;
