@@ -285,6 +285,7 @@ def test_a_machine_without_an_intent_has_nothing_to_lower(place: Place) -> None:
 
 def test_lock_names_the_running_release(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("freehold.lock.guard.mode", lambda: "open")
+    monkeypatch.setattr("freehold.lock.guard.load", lambda: None)
     monkeypatch.setattr(actions, "capture", lambda: actions.Captured((), None, ()))
 
     def request(*words: str) -> int | None:

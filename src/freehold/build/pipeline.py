@@ -153,8 +153,13 @@ def build(
     recipe = load(path)
     signer = None if unsigned else keys.signer(key_uri, monitor)
     recipe = with_keychain(recipe, keys, signer)
-    with atomic.exclusive(store.root / "lock", f"the store {store.root}"):
-        tools = ensure(cache_directory(), monitor, sources=sources)
+    cache = cache_directory()
+    # Package lists and our own package lie in the cache, which builds into different stores share.
+    with (
+        atomic.exclusive(store.root / "lock", f"the store {store.root}"),
+        atomic.exclusive(cache / "build.lock", f"the cache {cache}"),
+    ):
+        tools = ensure(cache, monitor, sources=sources)
         inputs = gather(recipe, store, tools, version, sources, signer, monitor, number)
         known = store.builds / inputs.key
         before = store.releases / known.read_text() if known.is_file() else None

@@ -79,6 +79,8 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         return _preview()
     if options.floor is not None:
         _check_floor(options)
+    # First of all: nobody has to sign anything for a machine that cannot be locked.
+    guard.load()
     if options.answer is not None:
         signed = _read(options.answer)
         wanted = actions.check_answer(signed)
