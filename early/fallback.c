@@ -80,6 +80,14 @@ bool fallback_same_id(const char *a, const char *b)
 	return strcmp(name_a, name_b) == 0;
 }
 
+void fallback_pattern(const char *id, char *pattern)
+{
+	const char *rest;
+	size_t length = before_counter(id, &rest);
+
+	sprintf(pattern, "%.*s%s%s", (int)length, id, *rest ? "+*" : "", rest);
+}
+
 /* The next line of a chain, without its end; its id ends at the TAB. */
 static bool next_line(const char *chain, size_t length, size_t *offset, const char **line, size_t *size)
 {
@@ -124,7 +132,8 @@ enum fallback fallback_choose(const unsigned char *entries, size_t length, const
 	size_t offset = 0;
 
 	while (fallback_next_id(entries, length, &offset, id)) {
-		bool rescue = strncmp(id, FALLBACK_RESCUE, strlen(FALLBACK_RESCUE)) == 0;
+		size_t size = strlen(id), end = strlen(FALLBACK_RESCUE);
+		bool rescue = size > end && strcmp(id + size - end, FALLBACK_RESCUE) == 0;
 		if (strncmp(id, PREFIX, strlen(PREFIX)) != 0 || (rescue && found == FALLBACK_RESCUED) ||
 		    fallback_same_id(id, selected) || fallback_in_chain(chain, chain_length, id))
 			continue;
@@ -233,11 +242,13 @@ static void remove_value(const char *directory, const char *name)
 
 static int ask_for(const char *directory, const char *id)
 {
-	unsigned char value[2 * FALLBACK_MAX_ID];
-	size_t length = strlen(id) + 1;
+	unsigned char value[2 * (FALLBACK_MAX_ID + 2)];
+	char pattern[FALLBACK_MAX_ID + 2];
 
+	fallback_pattern(id, pattern);
+	size_t length = strlen(pattern) + 1;
 	for (size_t i = 0; i < length; i++) {
-		value[2 * i] = (unsigned char)id[i];
+		value[2 * i] = (unsigned char)pattern[i];
 		value[2 * i + 1] = 0;
 	}
 	return write_value(directory, "LoaderEntryOneShot-" LOADER, value, 2 * length);

@@ -17,8 +17,8 @@
 #define FALLBACK_MAX_ID 160
 #define FALLBACK_MAX_REASON 240
 #define FALLBACK_MAX_CHAIN 4096
-/* Entries of this name repair a machine; they are chosen only when every other one of ours was refused. */
-#define FALLBACK_RESCUE "freehold-rescue"
+/* Entries of this name's end repair a machine; they are chosen only when every other one of ours was refused. */
+#define FALLBACK_RESCUE "@rescue"
 
 enum fallback {
 	FALLBACK_OTHER,	 /* another deployment */
@@ -34,6 +34,12 @@ bool fallback_next_id(const unsigned char *data, size_t length, size_t *offset, 
 
 /* Whether two ids name one entry: the boot counter (+LEFT-DONE before .efi) changes with each try. */
 bool fallback_same_id(const char *a, const char *b);
+
+/*
+ * What the boot loader is asked for: its patterns match an id with whatever counter the entry has by then. `pattern` of
+ * at least FALLBACK_MAX_ID + 2 bytes.
+ */
+void fallback_pattern(const char *id, char *pattern);
 
 /* Whether `id` is in the chain: lines of id, TAB, reason. */
 bool fallback_in_chain(const char *chain, size_t length, const char *id);

@@ -33,7 +33,7 @@ void floor_judge(const struct floor_facts *facts, struct floor *floor)
 	uint64_t intended = named ? facts->intent->floor : 0;
 	bool any = false;
 
-	*floor = (struct floor){ .serial = named ? facts->intent->serial : 0 };
+	*floor = (struct floor){ .serial = named ? facts->intent->serial : 0, .named = intended };
 	for (size_t i = 0; i < sizeof(copies) / sizeof(copies[0]); i++) {
 		const struct floor_copy *copy = copies[i];
 		/* Another machine id counts for nothing once the owner signed for this one: the disk was made anew. */
@@ -253,7 +253,8 @@ enum floor_tpm floor_settle_at(const struct floor_places *places, const struct o
 	return result;
 }
 
-enum floor_tpm floor_enforce(const struct owner *owner, uint64_t release, const char *digest, struct floor *floor)
+enum floor_tpm floor_enforce(const struct owner *owner, uint64_t release, const char *digest, bool rescue,
+			     struct floor *floor)
 {
 	int fd = tpm_open("/dev/tpm0");
 	struct tpm tpm = { tpm_device_exchange, &fd };
@@ -264,7 +265,7 @@ enum floor_tpm floor_enforce(const struct owner *owner, uint64_t release, const 
 	enum floor_tpm result = floor_settle_at(&places, owner, release, digest, floor);
 	if (fd >= 0)
 		close(fd);
-	if (floor->refused)
+	if (floor->refused && !(rescue && release >= floor->named))
 		die("this release, number %" PRIu64 ", is below the rollback floor %" PRIu64 " of this locked machine", release,
 		    floor->effective);
 	return result;

@@ -45,6 +45,7 @@ struct floor_facts {
 
 struct floor {
 	uint64_t raised, serial; /* what both copies shall be */
+	uint64_t named;	       /* by the standing intent; 0: none */
 	uint64_t effective;
 	bool refused; /* this release may not boot */
 	bool risen;   /* by this boot */
@@ -86,8 +87,12 @@ uint64_t floor_number(const char *text);
 enum floor_tpm floor_settle_at(const struct floor_places *places, const struct owner *owner, uint64_t release,
 			       const char *digest, struct floor *floor);
 
-/* The same with this machine's own places. Dies when the release may not boot. */
-enum floor_tpm floor_enforce(const struct owner *owner, uint64_t release, const char *digest, struct floor *floor);
+/*
+ * The same with this machine's own places. Dies when the release may not boot. A `rescue` is held to the floor that the
+ * owner signed, not to the raised one: copies that somebody damaged shall not shut the owner out.
+ */
+enum floor_tpm floor_enforce(const struct owner *owner, uint64_t release, const char *digest, bool rescue,
+			     struct floor *floor);
 
 /* "none", "unused", "kept", "anew" or "failed". */
 const char *floor_tpm_name(enum floor_tpm tpm);

@@ -274,7 +274,7 @@ int main(void)
 
 	floored.release = release_number();
 	owner_read(&owner, floored.release);
-	floored.tpm = floor_enforce(&owner, floored.release, digest, &floored.floor);
+	floored.tpm = floor_enforce(&owner, floored.release, digest, false, &floored.floor);
 	bool valid = owner.standing == STANDING_VALID;
 	bool locked = owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
 	bool audit = valid && owner.intent.lock == INTENT_AUDIT;

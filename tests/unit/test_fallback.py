@@ -18,7 +18,7 @@ EARLY = Path(__file__).parents[2] / "early"
 LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 CHAIN = "FreeholdRefused-f18cf8a6-3f0e-45a1-9e53-d2c3b1b8e0a7"
 ONE, TWO, THREE = (f"freehold-{n}.0-{str(n) * 16}.efi" for n in (1, 2, 3))
-RESCUE = "freehold-rescue-1.0.efi"
+RESCUE = f"{ONE}@rescue"
 FOREIGN = "auto-reboot-to-firmware-setup"
 OTHER, RESCUED, NONE = 0, 1, 2
 
@@ -64,7 +64,7 @@ def test_the_first_of_ours_that_was_not_refused(program: Path) -> None:
         (every, RESCUE, b""): (OTHER, THREE),
         # Rescue is last, wherever the loader lists it; the first of several.
         (wide(RESCUE, ONE), TWO, b""): (OTHER, ONE),
-        (wide(RESCUE, "freehold-rescue-0.efi", ONE), ONE, b""): (RESCUED, RESCUE),
+        (wide(RESCUE, f"{TWO}@rescue", ONE), ONE, b""): (RESCUED, RESCUE),
         (wide(FOREIGN, THREE), THREE, b""): (NONE, "-"),
         (b"", THREE, b""): (NONE, "-"),
         # Counters change between two boots of one entry; names come in lower case.
@@ -101,6 +101,18 @@ def test_what_is_no_id_is_passed_over(program: Path) -> None:
 def test_one_entry_by_two_names(program: Path, a: str, b: str, same: bool) -> None:
     assert run([program, "same", a, b]).text == f"{int(same)}\n"
     assert run([program, "same", b, a]).text == f"{int(same)}\n"
+
+
+@pytest.mark.parametrize(
+    ("identity", "pattern"),
+    [
+        (ONE, ONE), (RESCUE, RESCUE), ("freehold-1+2-1.efi@rescue", "freehold-1+*.efi@rescue"), ("a+3.efi", "a+*.efi"),
+        ("x" * 150 + "+3.efi", "x" * 150 + "+*.efi"), ("a+b.efi", "a+b.efi"), ("freehold-x", "freehold-x"),
+    ],
+)  # fmt: skip
+def test_the_loader_is_asked_for_any_counter(program: Path, identity: str, pattern: str) -> None:
+    """The entry that runs was renamed when it started; its rescue entry is called otherwise at the next start."""
+    assert run([program, "pattern", identity]).text == f"{pattern}\n"
 
 
 def append(program: Path, before: bytes, identity: str, reason: str) -> bytes:

@@ -3,6 +3,7 @@
  * Test program for the way out of a refusal. The first argument says what:
  *   choose        records of three: LoaderEntries' value, the selected id, the chain. Prints the ids, then the choice
  *   same A B      whether the two name one entry
+ *   pattern ID    what the boot loader is asked for
  *   append ID REASON    a record, the chain, gives the longer chain
  *   refuse DIRECTORY REASON, done DIRECTORY TARGET    with files as efivarfs has them
  * What would be said on the console comes in brackets.
@@ -75,7 +76,10 @@ int main(int argc, char **argv)
 		choose();
 	else if (strcmp(what, "same") == 0 && argc == 4)
 		printf("%d\n", fallback_same_id(argv[2], argv[3]));
-	else if (strcmp(what, "append") == 0 && argc == 4 && read_record(&chain)) {
+	else if (strcmp(what, "pattern") == 0 && argc == 3) {
+		fallback_pattern(argv[2], out);
+		printf("%s\n", out);
+	} else if (strcmp(what, "append") == 0 && argc == 4 && read_record(&chain)) {
 		fwrite(out, 1, fallback_append((char *)chain.data, chain.length, argv[2], argv[3], out), stdout);
 		free(chain.data);
 	} else if (strcmp(what, "refuse") == 0 && argc == 4)
