@@ -25,7 +25,7 @@
 #include "../bpf/guard.h"
 #include "guard.skel.h"
 
-_Static_assert(GUARD_JIT == GUARD_JIT_LIMIT, "one limit, two headers");
+_Static_assert(GUARD_JIT == GUARD_JIT_LIMIT && GUARD_DISKS == GUARD_DISKS_LIMIT, "one limit, two headers");
 
 #define BPFFS_MAGIC 0xcafe4a11
 #define KERNEL_BTF "/sys/kernel/btf/vmlinux"
@@ -283,19 +283,81 @@ bool guard_is_privileged(const char *pid)
 	return found;
 }
 
+/* ---- what the guard has to know of this boot ---- */
+
+static int read_disk(const char *path, struct guard_disk *disk)
+{
+	FILE *file = fopen(path, "re");
+	int count = file ? fscanf(file, "%u:%u", &disk->major, &disk->minor) : 0;
+
+	if (file)
+		fclose(file);
+	return count == 2 ? 0 : -ENODEV;
+}
+
+/* Adds a block device, the disk that it is a partition of, and the devices that either is stacked on. */
+static int add_disk(struct guard_config *config, struct guard_disk disk)
+{
+	char path[128], inner[400];
+	struct guard_disk below;
+	struct dirent *entry;
+	int i = 0, error = 0;
+	DIR *slaves;
+
+	while (i < GUARD_DISKS && config->disks[i].major) {
+		if (config->disks[i].major == disk.major && config->disks[i].minor == disk.minor)
+			return 0;
+		i++;
+	}
+	if (i == GUARD_DISKS)
+		return -E2BIG;
+	config->disks[i] = disk;
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/partition", disk.major, disk.minor);
+	if (access(path, F_OK) == 0) {
+		snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/../dev", disk.major, disk.minor);
+		error = read_disk(path, &below);
+		if (!error)
+			error = add_disk(config, below);
+	}
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/slaves", disk.major, disk.minor);
+	slaves = opendir(path);
+	while (!error && slaves && (entry = readdir(slaves))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(inner, sizeof(inner), "%s/%s/dev", path, entry->d_name);
+		error = read_disk(inner, &below);
+		if (!error)
+			error = add_disk(config, below);
+	}
+	if (slaves)
+		closedir(slaves);
+	return error;
+}
+
 int guard_describe(const char *root, const char *owner, struct guard_config *config)
 {
-	struct stat sealed, directory;
+	struct stat sealed, etc, own;
+	struct statx mount;
+	char path[256];
 
 	memset(config, 0, sizeof(*config));
-	if (stat(root, &sealed) < 0 || stat(owner, &directory) < 0)
+	snprintf(path, sizeof(path), "%s/etc", root);
+	if (stat(root, &sealed) != 0 || stat(path, &etc) != 0 || stat(owner, &own) != 0)
 		return -errno;
+	if (statx(AT_FDCWD, root, 0, STATX_MNT_ID, &mount) != 0 || !(mount.stx_mask & STATX_MNT_ID))
+		return -ENOTSUP;
 	config->sealed_major = major(sealed.st_dev);
 	config->sealed_minor = minor(sealed.st_dev);
-	config->owner_major = major(directory.st_dev);
-	config->owner_minor = minor(directory.st_dev);
-	config->owner_ino = directory.st_ino;
-	return 0;
+	if (etc.st_dev != sealed.st_dev) {
+		config->etc_major = major(etc.st_dev);
+		config->etc_minor = minor(etc.st_dev);
+	}
+	config->root_mount = mount.stx_mnt_id;
+	config->owner_major = major(own.st_dev);
+	config->owner_minor = minor(own.st_dev);
+	config->owner_ino = own.st_ino;
+	/* Major 0: in memory, and no disk has a copy. */
+	return config->owner_major ? add_disk(config, (struct guard_disk){config->owner_major, config->owner_minor}) : 0;
 }
 
 int guard_load(const struct guard_config *config)
@@ -316,6 +378,10 @@ int guard_load(const struct guard_config *config)
 	guard->rodata->first_mount_ns = namespace.st_ino;
 	for (int i = 0; i < GUARD_JIT; i++)
 		guard->rodata->jit_inodes[i] = config->jit_inodes[i];
+	guard->rodata->etc_dev = kernel_dev(config->etc_major, config->etc_minor);
+	guard->rodata->root_mount = config->root_mount;
+	for (int i = 0; i < GUARD_DISKS; i++)
+		guard->rodata->owner_disks[i] = kernel_dev(config->disks[i].major, config->disks[i].minor);
 	error = leave_out_missing_hooks(guard);
 	if (!error) {
 		error = guard_bpf__load(guard);

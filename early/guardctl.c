@@ -6,10 +6,12 @@
  *   guardctl load              what status says; loads the guard in open mode unless it is loaded
  *   guardctl latch audit|locked
  *   guardctl denials           {"abi":1,"denials":[{rule,comm,path,count,last,uid,pid,mode,detail},…]}
- *   guardctl preflight         {"abi":1,"mappings":[…],"writers":[…]}: what the latch cannot undo; status 1 if any
+ *   guardctl preflight         {"abi":1,"mappings":[…],"writers":[…],"readers":[…]}: what the latch cannot undo;
+ *                              status 1 if any
  *
  * Exit status: 0 done, 1 failed or found something, 2 usage.
  */
+#define _GNU_SOURCE
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <ctype.h>
@@ -164,8 +166,20 @@ static int show_mappings(const char *pid, const struct guard_bpf__rodata *config
 	return found;
 }
 
-/* Descriptors open for writing below the owner directory: they were opened before the latch. */
-static int show_writers(const char *pid, const struct guard_bpf__rodata *config, bool *first)
+/* Is it one of the block devices that hold the owner directory? */
+static bool is_owner_disk(const struct stat *st, const struct guard_bpf__rodata *config)
+{
+	if (!S_ISBLK(st->st_mode))
+		return false;
+	for (int i = 0; i < GUARD_DISKS && config->owner_disks[i]; i++)
+		if ((major(st->st_rdev) << 20 | minor(st->st_rdev)) == config->owner_disks[i])
+			return true;
+	return false;
+}
+
+/* Descriptors that were opened before the latch: for writing below the owner directory, or (`readers`) for reading its
+ * secrets or the disk below. */
+static int show_descriptors(const char *pid, const struct guard_bpf__rodata *config, bool readers, bool *first)
 {
 	char path[64], target[4096], info[64], line[256];
 	struct dirent *entry;
@@ -178,13 +192,17 @@ static int show_writers(const char *pid, const struct guard_bpf__rodata *config,
 		char link[340];
 		unsigned flags = 0;
 		struct stat st;
+		bool disk;
 		ssize_t size;
 		FILE *file;
 
 		if (!isdigit((unsigned char)entry->d_name[0]))
 			continue;
 		snprintf(link, sizeof(link), "%s/%s", path, entry->d_name);
-		if (stat(link, &st) != 0 || (major(st.st_dev) << 20 | minor(st.st_dev)) != config->owner_dev)
+		if (stat(link, &st) != 0)
+			continue;
+		disk = readers && is_owner_disk(&st, config);
+		if (!disk && (major(st.st_dev) << 20 | minor(st.st_dev)) != config->owner_dev)
 			continue;
 		size = readlink(link, target, sizeof(target) - 1);
 		if (size < 0)
@@ -196,7 +214,10 @@ static int show_writers(const char *pid, const struct guard_bpf__rodata *config,
 			sscanf(line, "flags: %o", &flags);
 		if (file)
 			fclose(file);
-		if ((flags & O_ACCMODE) == O_RDONLY || !strstr(target, "/owner/"))
+		if (flags & O_PATH)
+			continue;
+		if (readers ? !disk && !strstr(target, "/owner/secret")
+			    : (flags & O_ACCMODE) == O_RDONLY || !strstr(target, "/owner/"))
 			continue;
 		printf("%s{\"pid\":%s,\"fd\":%s,\"path\":", *first ? "" : ",", pid, entry->d_name);
 		print_text(target);
@@ -233,6 +254,8 @@ static int configuration(struct guard_bpf__rodata *config)
 		memset(config, 0, sizeof(*config));
 		config->sealed_dev = described.sealed_major << 20 | described.sealed_minor;
 		config->owner_dev = described.owner_major << 20 | described.owner_minor;
+		for (int i = 0; i < GUARD_DISKS; i++)
+			config->owner_disks[i] = described.disks[i].major << 20 | described.disks[i].minor;
 		return 0;
 	}
 	map = open_map("config");
@@ -254,17 +277,18 @@ static int preflight(void)
 	if (configuration(&config) != 0)
 		return 1;
 	printf("{\"abi\":%d", GUARD_ABI);
-	for (int round = 0; round < 2; round++) {
+	for (int round = 0; round < 3; round++) {
+		static const char *const lists[] = {"mappings", "writers", "readers"};
 		DIR *proc = opendir("/proc");
 		struct dirent *entry;
 		bool first = true;
 
-		printf(round ? ",\"writers\":[" : ",\"mappings\":[");
+		printf(",\"%s\":[", lists[round]);
 		while (proc && (entry = readdir(proc))) {
 			if (!isdigit((unsigned char)entry->d_name[0]))
 				continue;
 			if (round)
-				found += show_writers(entry->d_name, &config, &first);
+				found += show_descriptors(entry->d_name, &config, round == 2, &first);
 			else if (guard_is_privileged(entry->d_name))
 				found += show_mappings(entry->d_name, &config, &first);
 		}

@@ -111,9 +111,10 @@ static void load_keychain(struct trust *trust)
 static struct guard_config describe_guard(void)
 {
 	struct guard_config config;
+	int error = guard_describe(NEWROOT, OWNER, &config);
 
-	if (guard_describe(NEWROOT, OWNER, &config))
-		die("the sealed tree vanished");
+	if (error)
+		die("the sealed tree or the owner's directory cannot be described: %s", strerror(-error));
 	return config;
 }
 
@@ -286,9 +287,9 @@ int main(void)
 			say("the owner's /etc %.16s is refused (%s): factory settings are in force", owner.intent.config,
 			    error == -EBADMSG ? "it is not what the owner signed" : strerror(-error));
 	}
-	struct guard_config guard = describe_guard();
 	bool fresh = mount_etc(locked, config, valid ? (unsigned long long)owner.intent.serial : 0ULL);
 	mount_state(locked);
+	struct guard_config guard = describe_guard(); /* with /etc in its place */
 	if (config) {
 		make_directory(RUN_STATE "/config", 0755);
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))

@@ -48,6 +48,14 @@ REFUSED = names(
     owner_symlink owner_mkdir owner_rmdir owner_mknod owner_unlink owner_rename_in owner_rename_out owner_rename_self
     owner_chmod owner_chown owner_setxattr owner_removexattr owner_flags owner_through_bind
     user_setuid_unsigned user_setgid_unsigned
+    secret_read secret_list secret_through_bind secret_through_path_descriptor secret_through_overlay
+    secret_through_mount secret_by_handle owner_by_handle secret_partition secret_partition_as_udev secret_disk
+    secret_disk_by_node scsi_generic disk_unbind module_hands_out_disks perf_event tracefs_write bpf_reads_memory
+    bpf_reads_memory_as_admin another_program updater_child updater_next_program updater_reads_etc
+    updater_without_launcher updater_copied_launcher updater_in_namespace updater_in_pid_namespace updater_in_jail
+    updater_filtered updater_shared_directories updater_looked_into updater_memory updater_attached
+    mount_over_owner mount_over_owner_disk umount_owner_disk mount_usr_through_peer mount_usr_in_peer_namespace
+    umount_bpffs_in_peer_namespace
     """
 )
 #: Allowed in every mode: sealed and signed code, users, containers, harmless administration.
@@ -59,6 +67,7 @@ FREE = names(
     veteran_user user_exec_unsigned user_exec_script user_exec_memfd user_ld_so_file user_preload user_map_anonymous
     user_map_unsigned user_protect_modified user_ptrace_own user_own_memory_file
     container_exec_unsigned container_exec_script container_exec_memfd container_map_anonymous
+    updater_reads others_looked_into admin_after_load
     container_map_unsigned container_protect_modified container_mount_usr_own_namespace container_ptrace_own
     """
 )
@@ -72,7 +81,7 @@ FATAL = {
 RULES = names(
     """
     exec gain map map-writable anonymous modified ptrace capability kernel-file block helper memory-file securityfs
-    mount umount pivot pin map-fd program owner
+    mount umount pivot pin map-fd program owner secret observe identity
     """
 )
 
@@ -125,7 +134,9 @@ def kernel_tree(tools: Tools) -> Path:
         archive = Archive(tools, cache(), tools.sources(("security", "updates")), partial, recommends=False)
         tools.run(["sh", "-c", "dpkg-scanpackages . /dev/null > Packages"], binds=[partial], cwd=partial)
         archive.refresh()
-        depends = tools.run(["apt-cache", *archive.options(), "depends", KERNEL_PACKAGE], binds=[archive.directory]).text
+        depends = tools.run(
+            ["apt-cache", *archive.options(), "depends", KERNEL_PACKAGE], binds=[archive.directory]
+        ).text
         package = next(word for word in depends.split() if word.startswith("linux-image-6."))
         tools.run(
             ["apt-get", *archive.options(), "download", package],
@@ -155,7 +166,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
         [
             *host.qemu(tools), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
             "-m", "768", "-nographic", "-no-reboot", "-net", "none", "-kernel", vmlinuz, "-initrd", work / "initrd",
-            "-drive", f"file={work / 'disk'},if=virtio,format=raw", "-append", KERNEL_OPTIONS,
+            "-drive", f"file={work / 'disk'},if=virtio,format=raw", "-drive", f"file={work / 'owner'},if=virtio,format=raw",
+            "-append", KERNEL_OPTIONS,
         ],
         timeout=TIMEOUT,
     )  # fmt: skip
@@ -228,6 +240,7 @@ def test_preflight_finds_what_ran_before_the_guard(lab: Report) -> None:
         assert {row["path"] for row in said["mappings"]} == {"/init"}
         assert len({row["pid"] for row in said["mappings"]}) == 1
         assert said["writers"] == []
+        assert said["readers"] == []
 
 
 def test_no_complaint_of_the_kernel(lab: Report) -> None:

@@ -43,9 +43,9 @@ def denials() -> list[dict[str, Any]]:
 def preflight() -> list[dict[str, Any]]:
     """Privileged processes that already hold what the lock would not let them get: code mappings, files of the owner."""
     answer = _ask("preflight", check=False)
-    if not {"mappings", "writers"} <= answer.keys():
+    if not {"mappings", "writers", "readers"} <= answer.keys():
         raise FreeholdError("the guard could not look through the running processes")
-    return [{"comm": _name(row.get("pid")), **row} for row in [*answer["mappings"], *answer["writers"]]]
+    return [{"comm": _name(row.get("pid")), **row} for row in [*answer["mappings"], *answer["writers"], *answer["readers"]]]
 
 
 def _name(pid: object) -> str:
