@@ -27,7 +27,7 @@ BOOT_LIMIT = 1.05
 #: Seconds from the guest agent's first answer to multi-user.target.
 SETTLE_SECONDS = 180.0
 #: What the early step needs of the kernel command line, and a plain root does not.
-SEALED_ONLY = ("freehold.image=", "rootfstype=")
+SEALED_ONLY = ("freehold.image=", "freehold.release=", "rootfstype=")
 
 
 @dataclass(frozen=True)
