@@ -16,7 +16,7 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.build import commit as commits
-from freehold.build import headerball, ids, image, initrd, packages, seal, source, tree, uki
+from freehold.build import headerball, ids, image, initrd, packages, signing, source, tree, uki
 from freehold.build.keys import KeyDirectory, with_keychain
 from freehold.build.packages import Archive
 from freehold.build.recipe import Recipe, load
@@ -48,7 +48,7 @@ class BuildResult:
         return {
             "schema": "freehold-build-1", "name": self.manifest.name, "version": self.manifest.version,
             "commit": self.manifest.commit, "image_digest": self.manifest.image_digest, "signed": self.signed,
-            "uki": str(self.release / ("uki.efi" if self.signed else seal.UNSIGNED_UKI)),
+            "uki": str(self.release / ("uki.efi" if self.signed else signing.UNSIGNED_UKI)),
             "release": str(self.release), "files": self.files, "bytes": self.bytes, "seconds": self.seconds,
             "unchanged": self.unchanged,
         }  # fmt: skip
@@ -144,7 +144,7 @@ def build(
 
     The release's directory appears under its name when it is complete; what an interrupted build left
     is in ``store.work`` and is removed by the next. With ``unsigned`` no key is opened, and the release
-    lacks the signatures of :mod:`freehold.build.seal`. Raises :class:`InputError` for a faulty recipe, nothing built.
+    lacks the signatures of :mod:`freehold.build.signing`. Raises :class:`InputError` for a faulty recipe, nothing built.
     """
     if number is not None and not 0 <= number <= NUMBER_LIMIT:
         raise InputError(f"{number} is not a release number", hint="seconds since 1970, for example `date +%s`")
@@ -163,7 +163,7 @@ def build(
         inputs = gather(recipe, store, tools, version, sources, signer, monitor, number)
         known = store.builds / inputs.key
         before = store.releases / known.read_text() if known.is_file() else None
-        if before is not None and ((before / "manifest.json").is_file() or seal.is_unsigned(before)):
+        if before is not None and ((before / "manifest.json").is_file() or signing.is_unsigned(before)):
             return _result(before, dict.fromkeys(STEPS, 0.0), unchanged=True)
         chosen = version or next_version(recipe, store, time.time())
         release = store.releases / f"{recipe.name}-{chosen}"
@@ -209,9 +209,9 @@ def _make(
             release=uki.os_release(recipe.name, version),
         )  # fmt: skip
         manifest = _manifest(inputs, version, kernel, commit.id, metadata, found)
-        seal.write_unsigned(sealed, manifest, unsigned, recipe.keychain_files())
+        signing.write_unsigned(sealed, manifest, unsigned, recipe.keychain_files())
         if signer is not None:
-            seal.sign_release(tools, sealed, signer)
+            signing.sign_release(tools, sealed, signer)
         (sealed / "build.json").write_text(json.dumps(_measures(entries, clock, inputs)) + "\n")
     atomic.write(store.locks / f"{recipe.name}.ids", lock.text())
     atomic.publish(sealed, release)
@@ -241,6 +241,6 @@ def _measures(entries: Sequence[headerball.Entry], clock: _Clock, inputs: Inputs
 
 def _result(release: Path, seconds: dict[str, float], *, unchanged: bool) -> BuildResult:
     measures = json.loads((release / "build.json").read_text())
-    manifest = seal.manifest_of(release)
-    signed = not seal.is_unsigned(release)
+    manifest = signing.manifest_of(release)
+    signed = not signing.is_unsigned(release)
     return BuildResult(manifest, release, measures["files"], measures["bytes"], seconds, unchanged, signed)

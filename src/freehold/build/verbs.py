@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from freehold.build import disk as disks
-from freehold.build import enrol_options, pipeline, seal
+from freehold.build import enrol_options, pipeline, signing
 from freehold.build.keys import KeyDirectory
 from freehold.build.store import Store, cache_directory, default_store
 from freehold.build.tools import ensure
@@ -201,7 +201,7 @@ def diff(options: argparse.Namespace, _monitor: Monitor) -> Report:
 def sign_release(release: Path, uri: str | None, monitor: Monitor) -> Report:
     """Sign an unsigned release with the release key ``uri`` (for ``freehold sign``)."""
     signer = KeyDirectory(default_directory()).signer(uri, monitor)
-    manifest = seal.sign_release(ensure(cache_directory(), monitor), release, signer)
+    manifest = signing.sign_release(ensure(cache_directory(), monitor), release, signer)
     data: dict[str, object] = {
         "schema": "freehold-sign-1", "release": str(release), "name": manifest.name, "version": manifest.version,
         "number": manifest.number, "uki_sha256": manifest.uki.sha256,

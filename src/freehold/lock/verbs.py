@@ -259,12 +259,12 @@ def _unsigned_release(path: Path, store: Path | None) -> Path | None:
     """The unsigned release that ``path`` names, as a directory or in the store; ``None`` for a machine's request."""
     if path.is_file():
         return None
-    from freehold.build import seal
+    from freehold.build import signing
     from freehold.build import store as stores
 
     root = store or stores.default_store()
     for candidate in (path, root.absolute() / "releases" / path):
-        if seal.is_unsigned(candidate):
+        if signing.is_unsigned(candidate):
             return candidate
         if (candidate / "manifest.json").is_file():
             raise InputError(f"{candidate} is signed already")

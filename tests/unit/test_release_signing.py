@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from lab_release import manifest as lab_manifest
 
-from freehold.build import cpio, initrd, keys, pipeline, seal, uki
+from freehold.build import cpio, initrd, keys, pipeline, signing, uki
 from freehold.build.recipe import load
 from freehold.build.store import Store, cache_directory
 from freehold.build.tools import Tools, ensure
@@ -108,7 +108,7 @@ def unsigned(tools: Tools, signers: dict[str, Signer], tmp_path: Path) -> Callab
             time.sleep(1.1)  # a time stamp of seconds would show
         built = make_uki(tools, tmp_path / f"work-{number}" / ("x" * number), number, value)
         files = [(f"release-{each}.der", signers[each].certificate_der()) for each in ("one", "two")]
-        seal.write_unsigned(release, value, built, files)
+        signing.write_unsigned(release, value, built, files)
         return release
 
     return make
@@ -119,10 +119,10 @@ def test_kernel_images_are_equal_apart_from_the_signature(
     tools: Tools, signers: dict[str, Signer], unsigned: Callable[[str], Path], tmp_path: Path
 ) -> None:
     first, second = unsigned("first"), unsigned("second")
-    names = (seal.UNSIGNED_UKI, seal.UNSIGNED, "image")
+    names = (signing.UNSIGNED_UKI, signing.UNSIGNED, "image")
     assert [(first / name).read_bytes() for name in names] == [(second / name).read_bytes() for name in names]
     for release, signer in ((first, "one"), (second, "two")):
-        manifest = seal.sign_release(tools, release, signers[signer])
+        manifest = signing.sign_release(tools, release, signers[signer])
         assert sorted(path.name for path in release.iterdir()) == [
             "image",
             "manifest.json",
@@ -149,28 +149,28 @@ def test_what_does_not_belong_together_is_not_signed(
 ) -> None:
     release = unsigned("release")
     good = {path.name: path.read_bytes() for path in release.iterdir() if path.is_file()}
-    manifest = parse_manifest(good[seal.UNSIGNED])
+    manifest = parse_manifest(good[signing.UNSIGNED])
 
     def faults(name: str, content: bytes) -> tuple[str, ...]:
         (release / name).write_bytes(content)
         with pytest.raises(InputError) as caught:
-            seal.sign_release(tools, release, signers["one"])
+            signing.sign_release(tools, release, signers["one"])
         (release / name).write_bytes(good[name])
         assert not (release / "manifest.json").exists()
         return tuple(caught.value.faults)
 
     assert faults("image", good["image"] + b"x") == ("image: not the one that the manifest names",)
-    other = good[seal.UNSIGNED_UKI]
-    assert faults(seal.UNSIGNED_UKI, other[:-1] + b"y")[0].endswith("not the one that the manifest names")
+    other = good[signing.UNSIGNED_UKI]
+    assert faults(signing.UNSIGNED_UKI, other[:-1] + b"y")[0].endswith("not the one that the manifest names")
     for number in (manifest.number + 1, 1, 100):
-        assert "another number" in faults(seal.UNSIGNED, serialize_manifest(manifest._replace(number=number)))[0]
-    assert faults(seal.UNSIGNED, serialize_manifest(manifest._replace(image_digest="0" * 64)))
+        assert "another number" in faults(signing.UNSIGNED, serialize_manifest(manifest._replace(number=number)))[0]
+    assert faults(signing.UNSIGNED, serialize_manifest(manifest._replace(image_digest="0" * 64)))
     for name, said in (("foreign", "would refuse the release"), ("me", "has not the role")):
         with pytest.raises(InputError, match=said):
-            seal.sign_release(tools, release, signers[name])
-    assert sorted(path.name for path in release.iterdir()) == sorted([*good, seal.KEYCHAIN])
+            signing.sign_release(tools, release, signers[name])
+    assert sorted(path.name for path in release.iterdir()) == sorted([*good, signing.KEYCHAIN])
     # The control.
-    seal.sign_release(tools, release, signers["one"])
+    signing.sign_release(tools, release, signers["one"])
 
 
 @pytest.mark.build
@@ -178,7 +178,7 @@ def test_an_interrupted_signing_is_done_again(
     tools: Tools, signers: dict[str, Signer], unsigned: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = unsigned("release")
-    monkeypatch.setattr(seal, "_tidy", lambda _: None)
+    monkeypatch.setattr(signing, "_tidy", lambda _: None)
     before = Signer.sign_document
 
     def cut(self: Signer, data: bytes) -> bytes:
@@ -189,14 +189,14 @@ def test_an_interrupted_signing_is_done_again(
     with monkeypatch.context() as patch:
         patch.setattr(Signer, "sign_document", cut)
         with pytest.raises(KeyboardInterrupt):
-            seal.sign_release(tools, release, signers["one"])
+            signing.sign_release(tools, release, signers["one"])
     assert (release / "uki.efi").exists()
     assert not (release / "manifest.json").exists()
     # Cut before the leftovers went: what is signed stays as it is.
-    manifest = seal.sign_release(tools, release, signers["one"])
+    manifest = signing.sign_release(tools, release, signers["one"])
     monkeypatch.undo()
-    assert seal.sign_release(tools, release, signers["two"]) == manifest
-    assert not seal.is_unsigned(release)
+    assert signing.sign_release(tools, release, signers["two"]) == manifest
+    assert not signing.is_unsigned(release)
 
 
 @pytest.mark.build
@@ -212,7 +212,7 @@ def test_the_verb_finds_the_release(
     words = ["sign", "server-1.0", "--store", str(store.root)]
     # The wrong key, then the right one, whose certificate the release's keychain has.
     assert main([*words, "--key", f"file:{tmp_path}/three.key"]) == 2
-    (release / seal.KEYCHAIN / "release-three.der").write_bytes((tmp_path / "three.der").read_bytes())
+    (release / signing.KEYCHAIN / "release-three.der").write_bytes((tmp_path / "three.der").read_bytes())
     assert main([*words, "--key", f"file:{tmp_path}/three.key", "-o", "x"]) == 2
     assert main([*words, "--key", f"file:{tmp_path}/three.key", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
