@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "floor.h"
 #include "keyring.h"
 #include "util.h"
 
@@ -105,7 +106,7 @@ static void read_machine(struct owner *owner)
 		die("%s/id cannot be written: %s", OWNER, strerror(-error));
 }
 
-static void take_inbox(struct owner *owner)
+static void take_inbox(struct owner *owner, uint64_t release)
 {
 	struct intent offered;
 	ssize_t length = read_file(INBOX "/intent", buffer, sizeof(buffer));
@@ -119,6 +120,8 @@ static void take_inbox(struct owner *owner)
 	const char *fault = verify((size_t)length, owner->machine, &offered);
 	if (!fault && owner->standing == STANDING_VALID && offered.serial <= owner->intent.serial)
 		fault = "its serial is not newer";
+	if (!fault && !floor_may_take(&offered, release))
+		fault = "its floor is above this release";
 	if (fault) {
 		say("the intent in the inbox is ignored: %s", fault);
 		return;
@@ -135,7 +138,7 @@ static void take_inbox(struct owner *owner)
 	say("a new intent of the owner stands: serial %llu", (unsigned long long)offered.serial);
 }
 
-void owner_read(struct owner *owner)
+void owner_read(struct owner *owner, uint64_t release)
 {
 	struct stat status;
 
@@ -154,5 +157,5 @@ void owner_read(struct owner *owner)
 		if (fault)
 			say("the standing intent is not believed (%s): starting locked", fault);
 	}
-	take_inbox(owner);
+	take_inbox(owner, release);
 }

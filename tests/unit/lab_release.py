@@ -96,6 +96,7 @@ def manifest(
         image_size=len(image),
         uki=Uki("uki.efi", sha256(uki), len(uki)),
         timestamp=timestamp,
+        number=timestamp,
         architecture="amd64",
         kernel="6.12.1-amd64",
         suite="trixie",

@@ -20,9 +20,14 @@ COMMAND_LINE = (
 )  # fmt: skip
 
 
-def command_line(digest: str, consoles: Sequence[str], extra: Sequence[str]) -> str:
-    """The sealed kernel command line. Pure."""
-    return " ".join([f"freehold.image={digest}", *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
+def names(digest: str, number: int) -> str:
+    """How the command line begins: which image, which release. Pure."""
+    return f"freehold.image={digest} freehold.release={number}"
+
+
+def command_line(digest: str, number: int, consoles: Sequence[str], extra: Sequence[str]) -> str:
+    """The sealed kernel command line; ``number`` is what the rollback floor is compared with. Pure."""
+    return " ".join([names(digest, number), *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
 
 
 def os_release(name: str, version: str) -> str:

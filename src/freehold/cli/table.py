@@ -28,6 +28,7 @@ VERBS = (
     Verb("build", BUILD, "build a sealed release from a recipe", (
         "freehold build recipes/server.toml",
         "freehold build recipes/server.toml --version 1.2 --store /srv/freehold --json",
+        "freehold build recipes/server.toml --unsigned --keys certificates     (then:) freehold sign server-1.2 --key URI",
     )),
     Verb("disk", BUILD, "make a bootable disk image from a release", (
         "freehold disk server-1.2 -o server.qcow2 --ignition first-boot.ign",
@@ -71,8 +72,15 @@ VERBS = (
         "freehold unlock --key file:/media/stick/owner.key",
         "freehold unlock --request unlock.request",
     )),
-    Verb("sign", LOCK, "answer a machine's request with the owner's key", (
+    Verb("floor", LOCK, "the rollback floor: which releases no longer boot while locked", (
+        "freehold floor --json",
+        "freehold floor --lower 1790000000 --key file:/media/stick/owner.key",
+        "freehold floor --lower 1790000000 --request floor.request",
+        "freehold floor --answer floor.request.signed",
+    )),
+    Verb("sign", LOCK, "answer a machine's request, or sign a release that was built unsigned", (
         "freehold sign lock.request --key file:owner.key",
+        "freehold sign server-1.2 --key 'pkcs11:token=HSM;object=release;certificate=release.crt'",
     )),
     Verb("denials", LOCK, "what the guard refused, or would refuse", ("freehold denials --json",)),
     Verb("attest", "freehold.attest.verbs", "prove by the TPM what runs here, or judge such a proof", (

@@ -19,6 +19,7 @@ from freehold.update.manifest import STREAM_LIMIT
 SCHEMA = "freehold-status-1"
 _CERTIFICATE_LIMIT = 64 << 10
 _REVOKED_LIMIT = 256 << 10
+_REFUSAL_LIMIT = 4096
 #: What is weaker than it could be; the early step says the same on the console.
 WITHOUT_SECURE_BOOT = (
     "Secure Boot is off: the chain of trust starts at the initrd; whoever can write the boot partition can replace it"
@@ -71,6 +72,11 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
     wanted = intent.get("lock") if intent.get("state") == "valid" else None
     if wanted in ("audit", "locked") and mode == "open":
         messages.append(f"the intent says {wanted}, but no guard enforces it")
+    messages += refusals_of(sysroot)
+    floor = boot.get("floor")
+    floor = floor if isinstance(floor, dict) else {}
+    if floor.get("tpm") == "failed":
+        messages.append("the TPM could not keep the rollback floor at this boot: the owner's directory alone has it")
     secure_boot = sysroot.secure_boot()
     source = boot.get("keychain_source")
     if boot and not secure_boot:
@@ -87,8 +93,16 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
         "emergency_ssh": False,
         "tier": str(intent.get("tier", "privileged")),
         "since": intent.get("since") or None,
+        "floor": floor.get("effective"),
     }
     return lock, messages
+
+
+def refusals_of(sysroot: Sysroot) -> list[str]:
+    """What the early step refused before this boot came up, as the firmware kept it (informational)."""
+    lines = read_text(sysroot.system / "run/freehold/last-refusal", _REFUSAL_LIMIT).splitlines()
+    pairs = [line.partition("\t") for line in lines]
+    return [f"{entry} did not boot before this start: {reason}" for entry, tab, reason in pairs if tab]
 
 
 def _row(deployment: Deployment, booted: str, entry: loader.Entry | None, staged: bool) -> dict[str, object]:
@@ -96,6 +110,7 @@ def _row(deployment: Deployment, booted: str, entry: loader.Entry | None, staged
     return {
         "id": deployment.id,
         "version": manifest.version,
+        "number": manifest.number,
         "commit": manifest.commit,
         "image_digest": manifest.image_digest,
         "booted": deployment.id == booted,
