@@ -11,6 +11,7 @@
  *   4. the owner's signed intent is verified: it says open, audit or locked, and which committed /etc;
  *   5. /etc, /root and /var are put together as the state asks; the root is switched;
  *   6. the guard is loaded; where the intent says so, lockdown is raised and the guard latched;
+ *      (the rescue entry: locked in any case, with factory settings, see rescue.h)
  *   7. boot/prepare from the sealed tree applies typed machine state, and Ignition at the first boot;
  *   8. systemd.
  * Nothing that the disk says is believed before the kernel has verified it. What fails ends the boot:
@@ -36,6 +37,7 @@
 #include "keyring.h"
 #include "modules.h"
 #include "owner.h"
+#include "rescue.h"
 #include "revoked.h"
 #include "util.h"
 
@@ -180,7 +182,7 @@ static void mount_state(bool locked)
 		die("root's home cannot be mounted");
 }
 
-static void write_boot_record(const struct trust *trust, const struct owner *owner, const char *digest, bool config)
+static void write_boot_record(const struct trust *trust, const struct owner *owner, const char *digest, bool config, bool rescue)
 {
 	static const char *const standing[] = { "absent", "valid", "invalid" };
 	char text[1024];
@@ -188,7 +190,8 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 	int length = snprintf(text, sizeof(text),
 			      "{\"schema\":\"freehold-boot-1\",\"image\":\"%s\",\"machine\":\"%s\",\"first_boot\":%s,"
 			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"since\":%llu},\"config\":\"%s\","
-			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d}\n",
+			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d,"
+			      "\"rescue\":%s}\n",
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
 			      owner->standing == STANDING_ABSENT ? "open" :
@@ -197,7 +200,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      valid ? (unsigned long long)owner->intent.since : 0ULL, config ? owner->intent.config : "",
 			      trust->secure_boot ? "true" : "false",
 			      trust->ring.from_firmware ? "firmware" : "image", trust->ring.loaded,
-			      trust->ring.skipped);
+			      trust->ring.skipped, rescue ? "true" : "false");
 
 	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
 		say("no boot record");
@@ -281,11 +284,13 @@ int main(void)
 		die("the sealed tree cannot be mounted");
 
 	owner_read(&owner);
+	rescue_keep_log(DISK "/inbox", OWNER);
+	bool rescue = rescue_asked();
 	bool valid = owner.standing == STANDING_VALID;
-	bool locked = owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
-	bool audit = valid && owner.intent.lock == INTENT_AUDIT;
+	bool locked = rescue || owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
+	bool audit = !rescue && valid && owner.intent.lock == INTENT_AUDIT;
 	bool config = false;
-	if (valid && owner.intent.config[0]) {
+	if (!rescue && valid && owner.intent.config[0]) {
 		error = mount_verified_image(OWNER "/config", owner.intent.config, CONFIG);
 		config = error == 0;
 		if (error)
@@ -300,7 +305,7 @@ int main(void)
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
 			die("the owner's /etc cannot be moved");
 	}
-	write_boot_record(&trust, &owner, digest, config);
+	write_boot_record(&trust, &owner, digest, config, rescue);
 	switch_root();
 	load_guard(&guard, locked || audit);
 	if (locked || audit)

@@ -34,7 +34,8 @@ from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, Manifest, 
 ROOT_RESERVE = 64 << 20
 #: Bytes that stay free on the ESP: FAT needs some, and so does the boot loader.
 ESP_RESERVE = 1 << 20
-ESP_DEVICE = "dev/disk/by-partlabel/freehold-esp"
+#: A link that the early step makes: a second disk may have a partition of the same name.
+ESP_DEVICE = "run/freehold/esp"
 
 
 @dataclass(frozen=True)
