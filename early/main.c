@@ -36,6 +36,7 @@
 #include "guard.h"
 #include "keyring.h"
 #include "modules.h"
+#include "notice.h"
 #include "owner.h"
 #include "rescue.h"
 #include "revoked.h"
@@ -93,8 +94,7 @@ static void load_keychain(struct trust *trust)
 		die("the keychain cannot be loaded into the kernel");
 	trust->secure_boot = firmware.secure_boot;
 	if (!firmware.secure_boot)
-		say("Secure Boot is off: the chain of trust starts at the initrd; "
-		    "whoever can write the boot partition can replace it");
+		notice_not_verified();
 	else if (!trust->ring.from_firmware)
 		say("the firmware's certificates are not used (%s): the image's own keychain counts",
 		    firmware.fault ? firmware.fault : "none is left");

@@ -21,8 +21,8 @@ NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
     "build.cpio", "build.headerball", "build.ids", "build.varmap", "build.recipe_lines", "build.recipe_schema",
-    "build.token_uri", "keys.efi", "keys.formats", "keys.verify", "lock.intent", "lock.machine", "update.manifest",
-    "vm.machine", "vm.keyboard",
+    "build.token_uri", "device.trust", "keys.efi", "keys.formats", "keys.verify", "lock.intent", "lock.machine",
+    "rescue.wish", "update.manifest", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",
@@ -34,11 +34,11 @@ IMPURE_METHODS = {
 }  # fmt: skip
 #: Folder → layer; a module imports from its own layer or a lower number. Top modules by their own name.
 LAYERS = {
-    "__main__": -1, "cli": 0, "device": 1, "server": 1, "build": 1, "vm": 1, "boot": 2, "lock": 2, "update": 2, "keys": 3,
-    "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
+    "__main__": -1, "cli": 0, "rescue": 1, "device": 1, "server": 1, "build": 1, "vm": 1, "boot": 2, "lock": 2, "update": 2,
+    "keys": 3, "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
 }  # fmt: skip
 #: Neighbours of one layer that may be used: publishing and starting machines need the builder's tools tree.
-BESIDE = {("server", "build"), ("vm", "build"), ("boot", "lock"), ("update", "lock"), ("lock", "update")}
+BESIDE = {("server", "build"), ("vm", "build"), ("boot", "lock"), ("update", "lock"), ("lock", "update"), ("rescue", "device")}
 #: Verbs gather what their lower layers offer: `lock` acts through the device's system root.
 VERB_MODULES = re.compile(r"freehold\.\w+\.(verbs|actions)")
 BUILDER_ONLY = ("build", "vm", "server")
@@ -205,7 +205,8 @@ def source_files() -> list[Path]:
     tops = ("src", "tests", "demo", "bench", "early", "bpf", "recipes", "data", "debian", "docs", ".ci")
     named = [ROOT / name for name in ("Makefile", "Makefile.c", "requirements.lock", ".ci/run", ".ci/prepare")]
     found = [path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in (*kinds, ".md") and path.is_file()]
-    return sorted({*named, *found, ROOT / "data/usr/lib/freehold/prepare", ROOT / "debian/bin/freehold"})
+    named += [ROOT / "data/usr/lib/freehold" / name for name in ("prepare", "rescue")]
+    return sorted({*named, *found, ROOT / "debian/bin/freehold"})
 
 
 def test_every_source_file_names_its_licence() -> None:

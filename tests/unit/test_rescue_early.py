@@ -35,7 +35,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
     # Messages go nowhere: the kernel log is the host's.
     quiet = built.with_suffix(".c")
-    quiet.write_text('#include "util.h"\nvoid __wrap_say(const char *f, ...);\nvoid __wrap_say(const char *f, ...) { (void)f; }\n')
+    quiet.write_text(
+        '#include "util.h"\nvoid __wrap_say(const char *f, ...);\nvoid __wrap_say(const char *f, ...) { (void)f; }\n'
+    )
     run(["cc", *flags, "-fno-sanitize-recover=all", "-Wl,--wrap=say", f"-I{EARLY}", "-o", built, *sources, quiet])
     return built
 

@@ -32,6 +32,7 @@ VERBS = (
     Verb("disk", BUILD, "make a bootable disk image from a release", (
         "freehold disk server-1.2 -o server.qcow2 --ignition first-boot.ign",
         "freehold disk recipes/server.toml -o /tmp/server.raw --size 16G",
+        "freehold disk server-1.2 -o stick.raw --stick --size 4G     (to rescue machines: freehold rescue -h)",
         "freehold disk server-1.2 --enrol force --dry-run     (then -o server.raw without --dry-run)",
         "freehold disk server-1.2 -o server.raw --enrol force --owner-key file:/media/stick/owner.key",
         "freehold disk server-1.2 -o server.raw --enrol force --option-rom keep --extra-db microsoft-uefi-ca.der",
@@ -71,5 +72,11 @@ VERBS = (
     Verb("sign", LOCK, "answer a machine's request with the owner's key", (
         "freehold sign lock.request --key file:owner.key",
     )),
+    Verb("rescue", "freehold.rescue.verbs", "repair another machine's disk, from a stick", (
+        "freehold rescue status --disk /dev/sda",
+        "freehold rescue repair-esp --disk /dev/sda --dry-run     (boot partition wiped)",
+        "freehold rescue install --disk /dev/sda                  (no deployment starts any more)",
+        "freehold rescue adopt --disk /dev/sda                    (the owner's key is lost)",
+    ), group=True),
     Verb("denials", LOCK, "what the guard refused, or would refuse", ("freehold denials --json",)),
 )  # fmt: skip

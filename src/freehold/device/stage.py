@@ -174,9 +174,8 @@ def commit(sysroot: Sysroot, manifest: Manifest) -> loader.Entry:
         ) from None
     atomic.fsync_directory(scratch)
     loader.move(temporary, sysroot.esp / loader.LINUX / entry.name)
-    # The commit point is passed: what follows is tidying.
+    # The commit point is passed. The UKI stays beside the manifest: what a wiped boot partition is made from again.
     record(sysroot, "staged", id=manifest.id, version=manifest.version)
-    source.unlink(missing_ok=True)
     return entry
 
 
