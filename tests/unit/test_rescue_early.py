@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from freehold.boot import machine_files, prepare
+from freehold.boot import machine_files, prepare, provision
 from freehold.build.disk import derived_uuid, partition_table
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools
@@ -152,10 +152,15 @@ def test_prepare_in_a_rescue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
     (tmp_path / "boot.json").write_text(json.dumps(record))
     (tmp_path / "id").write_text("f" * 32 + "\n")
     done: list[object] = []
+
+    def provisioned() -> str:
+        done.append("provisioned")
+        return "done"
+
     monkeypatch.setattr(prepare, "BOOT_RECORD", tmp_path / "boot.json")
     monkeypatch.setattr(prepare, "MACHINE_ID", tmp_path / "id")
     monkeypatch.setattr(prepare, "say", lambda text: None)
-    monkeypatch.setattr(prepare.provision, "provision", lambda: done.append("provisioned") or "done")
+    monkeypatch.setattr(provision, "provision", provisioned)
     monkeypatch.setattr(prepare, "cover_unbelieved", lambda path: done.append("covered"))
     monkeypatch.setattr(machine_files, "load", lambda path: (MachineState(hostname="attic"), []))
     monkeypatch.setattr(machine_files, "apply", lambda state, *rest: done.append(state.hostname))
