@@ -311,6 +311,18 @@ def test_damaged_objects_are_renewed(broken: Lab, stick: Source) -> None:
     assert install.renew_damaged(broken.sysroot, stick, commit) == 0
 
 
+def test_a_damaged_image_is_renewed(broken: Lab, stick: Source) -> None:
+    """Its name, and what the kernel measures of it, say nothing of its blocks: it is read to its end."""
+    install.install(broken.sysroot, stick, MONITOR)
+    image = broken.sysroot.images / stick.deployment.manifest.image_digest
+    good = image.read_bytes()
+    image.unlink()
+    image.write_bytes(good[:-1] + b"!")
+    image.chmod(0o444)
+    install.install(broken.sysroot, stick, MONITOR)
+    assert image.read_bytes() == good
+
+
 def test_a_stick_whose_parts_do_not_fit_installs_nothing(stick: Source, broken: Lab) -> None:
     uki = stick.sysroot.deployments / stick.deployment.id / "uki.efi"
     uki.write_bytes(uki.read_bytes() + b"x")

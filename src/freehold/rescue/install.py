@@ -168,7 +168,7 @@ def renew_damaged(target: Sysroot, source: Source, commit: str) -> int:
 
 
 def _sound(target: Sysroot, path: Path, wanted: bytes | None) -> bool:
-    """Whether the disk's object is the wanted one, to its last byte: the kernel checks each block as it is read."""
+    """Whether the disk's file is the wanted one, to its last byte: the kernel checks each block as it is read."""
     try:
         if target.verity.measure(path) != wanted:
             return False
@@ -184,11 +184,11 @@ def _copy_image(target: Sysroot, source: Source, manifest: Manifest) -> None:
     digest = bytes.fromhex(manifest.image_digest)
     final = target.images / manifest.image_digest
     target.images.mkdir(exist_ok=True)
-    if final.is_file() and target.verity.measure(final) == digest:
+    if _sound(target, final, digest):
         return
     temporary = target.images / f"{atomic.TEMPORARY_PREFIX}{manifest.image_digest}"
     # After a cut between verity and rename it is complete, and can no longer be written to.
-    if not (temporary.is_file() and target.verity.measure(temporary) == digest):
+    if not _sound(target, temporary, digest):
         temporary.unlink(missing_ok=True)
         shutil.copyfile(source.sysroot.images / manifest.image_digest, temporary)
         target.verity.enable(temporary)

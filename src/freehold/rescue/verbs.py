@@ -183,14 +183,14 @@ def _with_image(image: Path, use: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def _image(image: Path) -> Iterator[Path]:
-    """An /etc image of the other disk: whiteouts are devices, so it is mounted with them, where nobody else looks."""
+    """An /etc image of the other disk. What it marks as removed are devices, which are seen and never opened."""
     from freehold import run
 
     place = targets.MOUNTS / "config"
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if image.is_symlink() or not image.is_file():
         raise InputError(f"{image} is no image")
-    run.run(["mount", "-t", "erofs", "-o", "ro,loop,nosuid,noexec", image, place], timeout=60)
+    run.run(["mount", "-t", "erofs", "-o", "ro,loop,nosuid,nodev,noexec", image, place], timeout=60)
     try:
         yield place
     finally:
