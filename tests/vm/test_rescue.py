@@ -112,7 +112,8 @@ def test_the_rescue_entry_is_locked_and_factory(locked: Stage) -> None:
     assert locked.shell(f"cat {LETTER}") == "dear"
     assert "alice" not in locked.shell("cat /etc/passwd")
     assert locked.shell("systemctl is-active ssh.service multi-user.target || true").split() == ["inactive", "inactive"]
-    assert locked.shell("systemctl is-active freehold-rescue@tty1.service freehold-rescue@ttyS0.service").split() == ["active"] * 2
+    consoles = "freehold-rescue@tty1.service freehold-rescue@ttyS0.service"
+    assert locked.shell(f"systemctl is-active {consoles}").split() == ["active", "active"]
     shown = type_line(locked, "state", "boot entry")
     assert "number 1" in shown
     assert "alice" not in shown
@@ -247,17 +248,17 @@ def test_a_stick_repairs_wiped_and_damaged_disks(reference: Reference) -> None:
     secure = ("--secure-boot", "--keys", str(stage.keys))
     reference.start(stick, *secure, "--extra-disk", str(wiped), "--extra-disk", str(damaged), timeout=300)
     # The system runs from the stick although three disks have partitions of the same names.
-    assert stage.shell("findmnt -no SOURCE /sysroot; ls / > /dev/null; ls /efi > /dev/null; findmnt -no SOURCE /efi").split()[0] == "/dev/vda2"
+    assert stage.shell("findmnt -no SOURCE /sysroot") == "/dev/vda2"
     assert "/dev/vda1" in stage.shell("ls /efi > /dev/null; findmnt -no SOURCE /efi")
     own = stage.guest("freehold", "rescue", "repair-esp", "--disk", "/dev/vda", "--yes", check=False)
     assert own.status == 1
     assert b"own disk" in own.stderr
     seen = json.loads(stage.guest("freehold", "rescue", "status", "--disk", "/dev/vdb", "--json").stdout)
     assert seen["esp_usable"] is False
-    before = stage.shell("sha256sum /dev/vdb1")
+    before = stage.shell("head -c 64M /dev/vdb1 | sha256sum")
     dry = json.loads(stage.guest("freehold", "rescue", "repair-esp", "--disk", "/dev/vdb", "--dry-run", "--json").stdout)
     assert dry["done"] is False
-    assert stage.shell("sha256sum /dev/vdb1") == before
+    assert stage.shell("head -c 64M /dev/vdb1 | sha256sum") == before
     refused = stage.guest("freehold", "rescue", "repair-esp", "--disk", "/dev/vdb", check=False)
     assert refused.status == 1  # nobody typed the disk's name
     stage.guest("freehold", "rescue", "repair-esp", "--disk", "/dev/vdb", "--yes", timeout=300)

@@ -26,6 +26,7 @@ WITHOUT_SECURE_BOOT = (
     "not verified: Secure Boot is off, so the chain of trust starts at the initrd; "
     "whoever can write the boot partition can replace it"
 )
+IN_RESCUE = "started from the rescue entry: locked, with factory settings, until the next boot"
 WITHOUT_FIRMWARE = (
     "Secure Boot is on, but its certificates could not be used: signed files are believed by this release's own keychain"
 )
@@ -69,6 +70,8 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
     recorded = boot.get("messages")
     if isinstance(recorded, list):
         messages += [str(message)[:500] for message in recorded[:20]]
+    if boot.get("rescue") is True:
+        messages.append(IN_RESCUE)
     if intent.get("state") == "invalid":
         messages.append("the standing intent is not valid: this machine locks itself until it is replaced")
     wanted = intent.get("lock") if intent.get("state") == "valid" else None
