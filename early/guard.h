@@ -3,6 +3,8 @@
 #ifndef FREEHOLD_EARLY_GUARD_H
 #define FREEHOLD_EARLY_GUARD_H
 
+#include <stdbool.h>
+
 #define GUARD_BPFFS "/sys/fs/bpf"
 #define GUARD_PINS GUARD_BPFFS "/freehold"
 #define GUARD_JIT_LIMIT 16
@@ -16,9 +18,16 @@ struct guard_config {
 	unsigned long long jit_inodes[GUARD_JIT_LIMIT];
 };
 
+/* Fills `config` for the sealed tree at `root` and the owner directory at `owner`. 0, or -errno. */
+int guard_describe(const char *root, const char *owner, struct guard_config *config);
+
 /* Loads and attaches the programs in open mode and pins them below GUARD_PINS; mounts bpffs at GUARD_BPFFS if it is not.
- * Needs /proc and /sys, and the first mount namespace. 0, or -errno with one line on standard error. */
+ * Needs /proc and /sys, and the first mount namespace. Processes that run already are tagged as the programs would have
+ * tagged them. When it fails nothing of it stays. 0, or -errno with one line on standard error. */
 int guard_load(const struct guard_config *config);
+
+/* Has the process (a name in /proc) a thread that is privileged, as docs/guard.md has it? */
+bool guard_is_privileged(const char *pid);
 
 /* Raises the mode (GUARD_AUDIT or GUARD_LOCKED) through the pins. 0, or -errno with one line on standard error;
  * -EPERM when the mode is already higher. */

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from freehold.attest import pe
 from freehold.build import uki
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools
@@ -62,6 +63,16 @@ def test_two_profiles_of_one_image(tools: Tools, tmp_path: Path) -> None:
     words = rescue[".cmdline"].decode().split()
     assert words[: len(LINE.split())] == LINE.split()
     assert words[-2:] == ["freehold.rescue", "systemd.unit=freehold-rescue.target"]
+
+
+def test_what_is_attested_is_the_first_profile(tools: Tools, tmp_path: Path) -> None:
+    """Sections as the stub measures them for the entry that starts by itself; the digest covers the whole file."""
+    data = made(tools, tmp_path / "one")
+    program = pe.parse(data)
+    assert program.sections[".cmdline"].decode() == LINE
+    assert program.sections[".profile"] == b"ID=main\n"
+    where = data.rindex(b"freehold.rescue")
+    assert pe.parse(data[:where] + b"x" + data[where + 1 :]).authenticode != program.authenticode
 
 
 def test_equal_inputs_give_equal_bytes(tools: Tools, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ REFUSED = names(
     """
     exec_unsigned exec_script exec_verity_unsigned exec_memfd ld_so_file preload python_callback map_anonymous
     protect_anonymous map_unsigned map_sealed_writable protect_unsigned protect_sealed_writable protect_modified
-    shared_memory_drop module_unsigned module_buffer ptrace_init ptrace_root vm_write own_memory_file core_pattern
+    shared_memory_drop veteran_thread veteran_process module_unsigned module_buffer ptrace_init ptrace_root vm_write
+    own_memory_file core_pattern
     modprobe_path ipe_enforce apparmor_remove block_write rawio mount_usr mount_etc bind_etc_file
     bind_usr_new_interface move_a_mount pivot lazy_parent pin_remove pin_rename bpffs_umount load_tracepoint
     latch_down owner_write owner_deep_write owner_truncate owner_create owner_temporary owner_link_in owner_link_out
@@ -55,7 +56,7 @@ FREE = names(
     exec_sealed exec_sealed_script exec_dynamic exec_signed python_ctypes jit_allowed map_sealed protect_sealed
     module_sealed harmless_sysctl block_read mount_tmp mount_usr_own_namespace remount_propagation lazy_leaf
     denials_map_read other_map_write load_socket_filter owner_read outside_write
-    user_exec_unsigned user_exec_script user_exec_memfd user_ld_so_file user_preload user_map_anonymous
+    veteran_user user_exec_unsigned user_exec_script user_exec_memfd user_ld_so_file user_preload user_map_anonymous
     user_map_unsigned user_protect_modified user_ptrace_own user_own_memory_file
     container_exec_unsigned container_exec_script container_exec_memfd container_map_anonymous
     container_map_unsigned container_protect_modified container_mount_usr_own_namespace container_ptrace_own
@@ -221,9 +222,12 @@ def test_records_name_the_file_and_the_user(lab: Report) -> None:
     assert any(denial["path"] == "owner/a/b/c/file" or denial["path"] == "b/c/file" for denial in denials)
 
 
-def test_preflight_finds_a_clean_guest(lab: Report) -> None:
-    # Played before the checks and after them: every privileged process maps the sealed tree only.
-    assert [(said["mappings"], said["writers"]) for said in lab.said["preflight"]] == [([], []), ([], [])]
+def test_preflight_finds_what_ran_before_the_guard(lab: Report) -> None:
+    # Played before the checks and after them: all others that are privileged map the sealed tree only.
+    for said in lab.said["preflight"]:
+        assert {row["path"] for row in said["mappings"]} == {"/init"}
+        assert len({row["pid"] for row in said["mappings"]}) == 1
+        assert said["writers"] == []
 
 
 def test_no_complaint_of_the_kernel(lab: Report) -> None:

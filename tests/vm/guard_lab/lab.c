@@ -107,6 +107,7 @@ static long bpf(int command, union bpf_attr *attr)
 }
 
 #include "checks.h"
+#include "veterans.h"
 
 /* ---- the list ---- */
 
@@ -123,7 +124,8 @@ static const struct check {
 	C(exec_unsigned), C(exec_script), C(exec_sealed), C(exec_sealed_script), C(exec_dynamic), C(exec_signed),
 	C(exec_verity_unsigned), C(exec_memfd), C(ld_so_file), C(preload), C(python_ctypes), C(python_callback), C(jit_allowed), C(map_anonymous),
 	C(protect_anonymous), C(map_unsigned), C(map_sealed), C(map_sealed_writable), C(protect_unsigned),
-	C(protect_sealed), C(protect_sealed_writable), C(protect_modified), C(shared_memory_drop), C(module_unsigned),
+	C(protect_sealed), C(protect_sealed_writable), C(protect_modified), C(shared_memory_drop), C(veteran_thread),
+	C(veteran_process), C(veteran_user), C(module_unsigned),
 	C(module_sealed), C(module_buffer), C(ptrace_init), C(ptrace_root), C(vm_write), C(own_memory_file),
 	C(core_pattern), C(modprobe_path), C(harmless_sysctl), C(ipe_enforce), C(apparmor_remove),
 	C(block_write), C(block_read), C(rawio), C(mount_usr), C(mount_etc), C(mount_tmp), C(bind_etc_file),
@@ -313,6 +315,8 @@ static void first_stage(void)
 	config.owner_ino = st.st_ino;
 	check_or_stop(stat("/root/usr/bin/jit", &st), "jit");
 	config.jit_inodes[0] = st.st_ino;
+	veterans_enlist();
+	usleep(300000); /* until they have dropped what they had */
 	started = now_us();
 	check_or_stop(guard_load(&config), "guard_load");
 	printf("@time load %lld\n", now_us() - started);
