@@ -238,6 +238,40 @@ def test_the_floor_only_sinks(seat: Seat, capsys: pytest.CaptureFixture[str]) ->
     assert seat.waiting().floor == 0
 
 
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [(900, 900), ({"effective": 950, "raised": 950}, 950), (None, None), ("900", None), ({}, None), (True, None), ([1], None)],
+)
+def test_the_floor_in_force(found: object, wanted: int | None) -> None:
+    assert view.floor_of({"floor": found}) == wanted
+
+
+def test_a_floor_that_the_machine_raised_itself_sinks_too(seat: Seat, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"rescue": True, "intent": {"state": "valid", "serial": 7, "lock": "locked"}, "floor": {"effective": 950}}
+    (seat.lab.sysroot.system / "run/freehold/boot.json").write_text(json.dumps(record))
+    (seat.lab.sysroot.system / "run/freehold/last-refusal").write_text("freehold-3.0-x.efi\tits image is not there\nrubbish\n")
+    said = seat.type(capsys, "state")
+    assert "floor        950" in said
+    assert "refused      freehold-3.0-x.efi: its image is not there" in said
+    seat.type(capsys, "key me.key")
+    assert "950 is not below" in seat.type(capsys, "floor 950")
+    seat.type(capsys, "floor 940")
+    assert seat.waiting().floor == 940
+    # A second act follows the first; one that is not about the floor leaves it where it is.
+    seat.type(capsys, "unlock")
+    assert (seat.waiting().floor, seat.waiting().serial) == (940, 9)
+
+
+def test_an_unlock_lowers_no_floor_by_the_way(seat: Seat, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"rescue": True, "intent": {"state": "valid", "serial": 7, "lock": "locked"}, "floor": {"effective": 950}}
+    (seat.lab.sysroot.system / "run/freehold/boot.json").write_text(json.dumps(record))
+    seat.inbox.parent.mkdir(exist_ok=True)
+    seat.inbox.write_text("what root left there\nsignature 00\n")
+    seat.type(capsys, "key me.key")
+    seat.type(capsys, "unlock")
+    assert seat.waiting().floor == 950
+
+
 def test_a_damaged_intent_is_replaced_and_never_believed(seat: Seat, capsys: pytest.CaptureFixture[str]) -> None:
     path = seat.lab.sysroot.root / "owner/intent"
     path.write_bytes(path.read_bytes().replace(b"config ab", b"config ba"))

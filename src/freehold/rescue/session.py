@@ -14,7 +14,7 @@ from freehold.errors import FreeholdError, NotHereError
 from freehold.keys.verify import Keychain
 from freehold.lock import intent
 from freehold.lock.intent import Intent, Standing
-from freehold.rescue import credential, esp, wish
+from freehold.rescue import credential, esp, view, wish
 from freehold.rescue.credential import Owner
 
 #: What the early step takes over into the owner's directory at the next boot; more than it takes is not written.
@@ -63,11 +63,15 @@ class Session:
         except OSError as error:
             raise NotHereError(f"this machine's id cannot be read: {error.strerror}") from None
 
-    def standing(self) -> Standing:
-        """The intent in force at the next boot, if nothing more is done."""
+    def stands(self) -> Standing:
+        """The intent in force at this boot."""
         path = self.sysroot.root / "owner/intent"
         signed = path.read_bytes()[: intent.MAX_SIGNED_BYTES + 1] if path.exists() else None
-        stands = intent.judge(signed, keychain=self.keychain, machine=self.machine())
+        return intent.judge(signed, keychain=self.keychain, machine=self.machine())
+
+    def standing(self) -> Standing:
+        """The intent in force at the next boot, if nothing more is done."""
+        stands = self.stands()
         # What waits in the inbox with a good signature will stand: a second act in one rescue follows the first.
         waiting = self.sysroot.root / "inbox/intent"
         if waiting.is_file() and not waiting.is_symlink():
@@ -182,12 +186,14 @@ class Session:
 
     def _wish(self, what: str, number: int | None) -> Intent:
         standing, machine, now = self.standing(), self.machine(), int(time.time())
+        # What waits in the inbox was asked for in this rescue, and may be lower: then it is what counts.
+        known = None if standing != self.stands() else view.floor_of(self.sysroot.boot_record())
         if what == "unlock":
-            return wish.unlock(standing, machine, now)
+            return wish.unlock(standing, machine, now, known)
         if what == "floor" and number is not None:
-            return wish.floor(standing, machine, now, number)
+            return wish.floor(standing, machine, now, number, known)
         if what == "access":
-            return wish.access(standing, machine, now)
+            return wish.access(standing, machine, now, known)
         raise FreeholdError(f"nothing is called {what!r}", hint="unlock, floor N, access")
 
     def _leave(self, signed: bytes) -> None:

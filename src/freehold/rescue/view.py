@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from freehold import run
@@ -36,11 +37,27 @@ def gather(sysroot: Sysroot, *, kernel_log: str = "") -> dict[str, object]:
         "secure_boot": sysroot.secure_boot(),
         "keychain": [f"{row['role']}-{row['name']}" for row in status.keychain_of(sysroot) if not row["revoked"]],
         "intent": intent if isinstance(intent, dict) else {},
-        "floor": record.get("floor"),
+        "floor": floor_of(record),
         "deployments": [f"{one.manifest.version} {one.id}" for one in sysroot.all_deployments()],
         "entries": rows,
         "messages": messages(kernel_log),
+        "refused": refused(read_text(sysroot.system / "run/freehold/last-refusal", 4096)),
     }
+
+
+def floor_of(record: Mapping[str, object]) -> int | None:
+    """The rollback floor that was in force at this boot, from the boot record: a number, or where its parts are told
+    ``effective``. ``None`` when the record has none. Pure.
+    """
+    floor = record.get("floor")
+    number = floor.get("effective") if isinstance(floor, dict) else floor
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def refused(text: str) -> list[str]:
+    """What did not boot before this start: lines of entry, tab, reason, as the early step leaves them. Pure."""
+    pairs = [line.partition("\t") for line in text.splitlines()]
+    return [f"{entry}: {reason}"[:300] for entry, tab, reason in pairs if tab][-MAX_LINES:]
 
 
 def messages(kernel_log: str) -> list[str]:
@@ -69,6 +86,7 @@ def text(data: dict[str, object]) -> str:
     lines += (
         [f"  boot entry   {row}" for row in _words(rows)] if rows is not None else ["  boot entries cannot be read"]
     )
+    lines += [f"  refused      {line}" for line in _words(data["refused"])]
     lines += [f"  said         {line}" for line in _words(data["messages"])]
     return "\n".join(lines)
 

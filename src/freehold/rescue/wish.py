@@ -11,8 +11,11 @@ from freehold.lock import intent
 from freehold.lock.intent import MAX_NUMBER, Intent, Standing
 
 
-def base(standing: Standing, machine: str, now: int) -> Intent:
+def base(standing: Standing, machine: str, now: int, known: int | None = None) -> Intent:
     """The intent that follows ``standing`` and changes nothing; ``now`` in seconds since 1970.
+
+    ``known`` is the rollback floor in force at this boot: where it is higher than the intent's, it is what the owner
+    signs, so that no act lowers it by the way.
 
     Where the standing one is not believed, it is one that locks, with factory settings: whoever damaged it may have
     written what it says, and the owner shall not sign that unread. Its number is a new one, so that it brings no
@@ -25,12 +28,13 @@ def base(standing: Standing, machine: str, now: int) -> Intent:
         )
     if current.serial >= MAX_NUMBER:
         raise InputError("the intent's number cannot rise any more", hint='docs/getting-back-in.md, "Lost owner key"')
-    return replace(current, serial=current.serial + 1, since=now)
+    follows = replace(current, serial=current.serial + 1, since=now)
+    return replace(follows, floor=known) if known is not None and known > (current.floor or 0) else follows
 
 
-def access(standing: Standing, machine: str, now: int) -> Intent:
+def access(standing: Standing, machine: str, now: int, known: int | None = None) -> Intent:
     """Nothing but a proof: the state stays, the number rises."""
-    return base(standing, machine, now)
+    return base(standing, machine, now, known)
 
 
 def uses_up(standing: Standing, answer: Intent) -> bool:
@@ -42,25 +46,25 @@ def uses_up(standing: Standing, answer: Intent) -> bool:
     return standing.state == "locked" or answer.lock != standing.state
 
 
-def unlock(standing: Standing, machine: str, now: int) -> Intent:
+def unlock(standing: Standing, machine: str, now: int, known: int | None = None) -> Intent:
     """Open at the next boot, with /etc as it was committed. Raises :class:`InputError` where nothing is locked."""
     if standing.state == "open":
         raise InputError(
             "the owner's intent does not lock this machine: only the rescue itself is locked", hint="reboot"
         )
-    return replace(base(standing, machine, now), lock="open")
+    return replace(base(standing, machine, now, known), lock="open")
 
 
-def floor(standing: Standing, machine: str, now: int, number: int) -> Intent:
+def floor(standing: Standing, machine: str, now: int, number: int, known: int | None = None) -> Intent:
     """A lower rollback floor. Raises :class:`InputError` for one that is not lower, or where none is in force."""
-    wanted = base(standing, machine, now)
+    wanted = base(standing, machine, now, known)
     if standing.state != "locked":
         raise InputError("the floor counts while locked, and this machine is not")
-    if not 0 <= number < wanted.floor:
+    current = wanted.floor or 0
+    if not 0 <= number < current:
         raise InputError(
-            f"the owner's floor is {wanted.floor}; {number} is not below it" if wanted.floor
-            else "the intent has no floor that could be lowered",
-        )  # fmt: skip
+            f"the rollback floor is {current}; {number} is not below it" if current else "there is no rollback floor to lower"
+        )
     return replace(wanted, floor=number)
 
 
