@@ -262,14 +262,20 @@ def test_a_floor_that_the_machine_raised_itself_sinks_too(seat: Seat, capsys: py
     assert (seat.waiting().floor, seat.waiting().serial) == (940, 9)
 
 
-def test_an_unlock_lowers_no_floor_by_the_way(seat: Seat, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("release", "floor"), [(950, 950), (2000, 950), (949, 900), (None, 900)])
+def test_an_unlock_lowers_no_floor_by_the_way(
+    seat: Seat, capsys: pytest.CaptureFixture[str], release: int | None, floor: int
+) -> None:
+    """Unless the release that runs lies below it: the early step would not take the intent then."""
+    line = seat.lab.sysroot.system / "proc/cmdline"
+    line.write_text(line.read_text().strip() + (f" freehold.release={release}\n" if release else "\n"))
     record = {"rescue": True, "intent": {"state": "valid", "serial": 7, "lock": "locked"}, "floor": {"effective": 950}}
     (seat.lab.sysroot.system / "run/freehold/boot.json").write_text(json.dumps(record))
     seat.inbox.parent.mkdir(exist_ok=True)
     seat.inbox.write_text("what root left there\nsignature 00\n")
     seat.type(capsys, "key me.key")
     seat.type(capsys, "unlock")
-    assert seat.waiting().floor == 950
+    assert seat.waiting().floor == floor
 
 
 def test_a_damaged_intent_is_replaced_and_never_believed(seat: Seat, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.device import loader
-from freehold.device.sysroot import Sysroot, record
+from freehold.device.sysroot import Sysroot, read_text, record
 from freehold.errors import FreeholdError, NotHereError
 from freehold.keys.verify import Keychain
 from freehold.lock import intent
@@ -188,10 +188,12 @@ class Session:
         standing, machine, now = self.standing(), self.machine(), int(time.time())
         # What waits in the inbox was asked for in this rescue, and may be lower: then it is what counts.
         known = None if standing != self.stands() else view.floor_of(self.sysroot.boot_record())
-        if what == "unlock":
-            return wish.unlock(standing, machine, now, known)
         if what == "floor" and number is not None:
             return wish.floor(standing, machine, now, number, known)
+        if known is not None and known > view.release_of(read_text(self.sysroot.system / "proc/cmdline", 64 << 10)):
+            known = None
+        if what == "unlock":
+            return wish.unlock(standing, machine, now, known)
         if what == "access":
             return wish.access(standing, machine, now, known)
         raise FreeholdError(f"nothing is called {what!r}", hint="unlock, floor N, access")

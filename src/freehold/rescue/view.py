@@ -16,6 +16,7 @@ from freehold.rescue import esp
 from freehold.update.manifest import UKI_LIMIT
 
 _VERSION = re.compile(r'^IMAGE_VERSION="?([0-9A-Za-z.~^_-]{1,64})"?$', re.MULTILINE)
+_RELEASE = re.compile(r"(?:^|\s)freehold\.release=([0-9]{1,16})(?=\s|\Z)")
 MAX_LINES = 12
 _OURS = re.compile(r"freehold: (.{1,300})")
 
@@ -52,6 +53,12 @@ def floor_of(record: Mapping[str, object]) -> int | None:
     floor = record.get("floor")
     number = floor.get("effective") if isinstance(floor, dict) else floor
     return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def release_of(cmdline: str) -> int:
+    """The number of the running release on the signed command line, the last one there; 0 without one. Pure."""
+    found = _RELEASE.findall(cmdline)
+    return int(found[-1]) if found else 0
 
 
 def refused(text: str) -> list[str]:

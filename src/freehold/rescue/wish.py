@@ -15,7 +15,8 @@ def base(standing: Standing, machine: str, now: int, known: int | None = None) -
     """The intent that follows ``standing`` and changes nothing; ``now`` in seconds since 1970.
 
     ``known`` is the rollback floor in force at this boot: where it is higher than the intent's, it is what the owner
-    signs, so that no act lowers it by the way.
+    signs, so that no act lowers it by the way. Not where the running release lies below it (the rescue of an older
+    one): the early step would not take an intent with which that release could not boot.
 
     Where the standing one is not believed, it is one that locks, with factory settings: whoever damaged it may have
     written what it says, and the owner shall not sign that unread. Its number is a new one, so that it brings no
@@ -57,10 +58,10 @@ def unlock(standing: Standing, machine: str, now: int, known: int | None = None)
 
 def floor(standing: Standing, machine: str, now: int, number: int, known: int | None = None) -> Intent:
     """A lower rollback floor. Raises :class:`InputError` for one that is not lower, or where none is in force."""
-    wanted = base(standing, machine, now, known)
+    wanted = base(standing, machine, now)
     if standing.state != "locked":
         raise InputError("the floor counts while locked, and this machine is not")
-    current = wanted.floor or 0
+    current = max(wanted.floor or 0, known or 0)
     if not 0 <= number < current:
         raise InputError(
             f"the rollback floor is {current}; {number} is not below it" if current else "there is no rollback floor to lower"
