@@ -11,7 +11,8 @@
  *   4. the owner's signed intent is verified: it says open, audit or locked, and which committed /etc; a locked
  *      machine boots no release below its rollback floor;
  *   5. /etc, /root and /var are put together as the state asks; the root is switched;
- *   6. where the intent says so, the guard is loaded and latched, and lockdown is raised;
+ *   6. where the intent says so, the guard is loaded and latched, and lockdown is raised
+ *      (the rescue entry: in any case, and with factory settings, see rescue.h);
  *   7. boot/prepare from the sealed tree applies typed machine state, and Ignition at the first boot;
  *   8. systemd.
  * Nothing that the disk says is believed before the kernel has verified it. What fails ends the boot:
@@ -37,7 +38,9 @@
 #include "guard.h"
 #include "keyring.h"
 #include "modules.h"
+#include "notice.h"
 #include "owner.h"
+#include "rescue.h"
 #include "revoked.h"
 #include "util.h"
 
@@ -100,8 +103,7 @@ static void load_keychain(struct trust *trust)
 		die("the keychain cannot be loaded into the kernel");
 	trust->secure_boot = firmware.secure_boot;
 	if (!firmware.secure_boot)
-		say("Secure Boot is off: the chain of trust starts at the initrd; "
-		    "whoever can write the boot partition can replace it");
+		notice_not_verified();
 	else if (!trust->ring.from_firmware)
 		say("the firmware's certificates are not used (%s): the image's own keychain counts",
 		    firmware.fault ? firmware.fault : "none is left");
@@ -166,7 +168,7 @@ static uint64_t release_number(void)
 }
 
 static void write_boot_record(const struct trust *trust, const struct owner *owner, const struct floored *floored,
-			      const char *digest, bool config)
+			      const char *digest, bool config, bool rescue)
 {
 	static const char *const standing[] = { "absent", "valid", "invalid" };
 	char text[1280];
@@ -175,7 +177,8 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      "{\"schema\":\"freehold-boot-1\",\"image\":\"%s\",\"machine\":\"%s\",\"first_boot\":%s,"
 			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"since\":%llu},\"config\":\"%s\","
 			      "\"release\":%llu,\"floor\":{\"effective\":%llu,\"raised\":%llu,\"serial\":%llu,\"risen\":%s,\"set\":%s,\"tpm\":\"%s\"},"
-			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d}\n",
+			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d,"
+			      "\"rescue\":%s}\n",
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
 			      owner->standing == STANDING_ABSENT ? "open" :
@@ -188,7 +191,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      floor_tpm_name(floored->tpm),
 			      trust->secure_boot ? "true" : "false",
 			      trust->ring.from_firmware ? "firmware" : "image", trust->ring.loaded,
-			      trust->ring.skipped);
+			      trust->ring.skipped, rescue ? "true" : "false");
 
 	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
 		say("no boot record");
@@ -273,14 +276,16 @@ int main(void)
 	if (mount_sealed_tree())
 		die("the sealed tree cannot be mounted");
 
+	bool rescue = rescue_asked();
 	floored.release = release_number();
 	owner_read(&owner, floored.release);
-	floored.tpm = floor_enforce(&owner, floored.release, digest, false, &floored.floor);
+	rescue_keep_log(DISK "/inbox", OWNER);
+	floored.tpm = floor_enforce(&owner, floored.release, digest, rescue, &floored.floor);
 	bool valid = owner.standing == STANDING_VALID;
-	bool locked = owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
-	bool audit = valid && owner.intent.lock == INTENT_AUDIT;
+	bool locked = rescue || owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
+	bool audit = !rescue && valid && owner.intent.lock == INTENT_AUDIT;
 	bool config = false;
-	if (valid && owner.intent.config[0]) {
+	if (!rescue && valid && owner.intent.config[0]) {
 		error = mount_verified_image(OWNER "/config", owner.intent.config, CONFIG);
 		config = error == 0;
 		if (error)
@@ -295,7 +300,7 @@ int main(void)
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
 			die("the owner's /etc cannot be moved");
 	}
-	write_boot_record(&trust, &owner, &floored, digest, config);
+	write_boot_record(&trust, &owner, &floored, digest, config, rescue);
 	switch_root();
 	/* An open machine pays nothing for it: `freehold lock` loads it when it is asked for. */
 	if (locked || audit) {

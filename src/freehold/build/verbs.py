@@ -77,6 +77,7 @@ def disk_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the disk; .qcow2 or raw")
     parser.add_argument("--size", default="8G", help="size of the disk (default 8G; only what is used takes space)")
     parser.add_argument("--ignition", type=Path, metavar="FILE", help="Ignition file for the first boot")
+    parser.add_argument("--stick", action="store_true", help="a stick to rescue machines from: its ids are another disk's")
     _store_argument(parser)
     _key_arguments(parser)
     enrol_options.add_arguments(parser)
@@ -126,7 +127,7 @@ def disk(options: argparse.Namespace, monitor: Monitor) -> Report:
     measures = json.loads((release / "build.json").read_text())
     made = disks.make_disk(
         tools, store, release, options.output.absolute(), signer=keys.signer(options.key, monitor), monitor=monitor, size=size,
-        ignition=ignition, timeout=int(measures.get("timeout", 0)), keys=firmware_keys,
+        ignition=ignition, timeout=int(measures.get("timeout", 0)), keys=firmware_keys, stick=options.stick,
     )  # fmt: skip
     data = {
         "schema": "freehold-disk-1", "disk": str(made.path), "release": made.release, "size": made.size, "format": made.format,

@@ -33,6 +33,7 @@ VERBS = (
     Verb("disk", BUILD, "make a bootable disk image from a release", (
         "freehold disk server-1.2 -o server.qcow2 --ignition first-boot.ign",
         "freehold disk recipes/server.toml -o /tmp/server.raw --size 16G",
+        "freehold disk server-1.2 -o stick.raw --stick --size 4G     (to rescue machines: freehold rescue -h)",
         "freehold disk server-1.2 --enrol force --dry-run     (then -o server.raw without --dry-run)",
         "freehold disk server-1.2 -o server.raw --enrol force --owner-key file:/media/stick/owner.key",
         "freehold disk server-1.2 -o server.raw --enrol force --option-rom keep --extra-db microsoft-uefi-ca.der",
@@ -82,6 +83,12 @@ VERBS = (
         "freehold sign lock.request --key file:owner.key",
         "freehold sign server-1.2 --key 'pkcs11:token=HSM;object=release;certificate=release.crt'",
     )),
+    Verb("rescue", "freehold.rescue.verbs", "repair another machine's disk, from a stick", (
+        "freehold rescue status --disk /dev/sda",
+        "freehold rescue repair-esp --disk /dev/sda --dry-run     (boot partition wiped)",
+        "freehold rescue install --disk /dev/sda                  (no deployment starts any more)",
+        "freehold rescue adopt --disk /dev/sda                    (the owner's key is lost)",
+    ), group=True),
     Verb("denials", LOCK, "what the guard refused, or would refuse", ("freehold denials --json",)),
     Verb("attest", "freehold.attest.verbs", "prove by the TPM what runs here, or judge such a proof", (
         "freehold attest --identity -o server.identity           (on the machine, once, when you trust it)",

@@ -21,9 +21,14 @@ _CERTIFICATE_LIMIT = 64 << 10
 _REVOKED_LIMIT = 256 << 10
 _REFUSAL_LIMIT = 4096
 #: What is weaker than it could be; the early step says the same on the console.
+#: In two words, wherever there is room for no more.
+NOT_VERIFIED = "off: not verified"
+#: What is weaker than it could be; the early step says the same on the console and above every login.
 WITHOUT_SECURE_BOOT = (
-    "Secure Boot is off: the chain of trust starts at the initrd; whoever can write the boot partition can replace it"
+    "not verified: Secure Boot is off, so the chain of trust starts at the initrd; "
+    "whoever can write the boot partition can replace it"
 )
+IN_RESCUE = "started from the rescue entry: locked, with factory settings, until the next boot"
 WITHOUT_FIRMWARE = (
     "Secure Boot is on, but its certificates could not be used: signed files are believed by this release's own keychain"
 )
@@ -67,6 +72,8 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
     recorded = boot.get("messages")
     if isinstance(recorded, list):
         messages += [str(message)[:500] for message in recorded[:20]]
+    if boot.get("rescue") is True:
+        messages.append(IN_RESCUE)
     if intent.get("state") == "invalid":
         messages.append("the standing intent is not valid: this machine locks itself until it is replaced")
     wanted = intent.get("lock") if intent.get("state") == "valid" else None
@@ -184,7 +191,7 @@ def text(data: dict[str, object]) -> str:
         lines.append(f"{mark} {row['version']}  {row['id']}  {', '.join(words)}{signer}".rstrip())
     if not data["booted"]:
         lines.append("This machine does not run a Freehold deployment.")
-    secure = "on" if lock.get("secure_boot") else "off"
+    secure = "on" if lock.get("secure_boot") else NOT_VERIFIED if data["booted"] else "off"
     since = f" since {when(lock.get('since'))}" if isinstance(lock.get("since"), int) else ""
     keys = [key for key in _list(lock.get("keychain")) if isinstance(key, dict) and not key["revoked"]]
     lines.append(f"Lock: {lock.get('state')}{since}; Secure Boot {secure}; {len(keys)} keys")

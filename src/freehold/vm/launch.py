@@ -31,7 +31,9 @@ def launch(
     not start; nothing is left running then.
     """
     places = state.paths(machine.name)
-    kind = _disk_kind(machine)
+    kind, *others = [_disk_kind(disk) for disk in (machine.disk, *machine.disks)]
+    if machine.ignition is not None and not machine.ignition.exists():
+        raise InputError(f"{machine.ignition}: no such file")
     files = firmware.find(host.firmware_folder(tools), secure=machine.secure_boot)
     shutil.rmtree(places.run, ignore_errors=True)
     for folder in (places.run, places.keep):
@@ -43,6 +45,7 @@ def launch(
         wiring = Wiring(
             code=files.code, variables=variables, disk_format=kind, accelerator=accelerator,
             qmp=places.qmp, human=places.human, agent=places.agent, serial=places.serial, tpm=places.tpm,
+            disk_formats=tuple(others),
         )  # fmt: skip
         with contextlib.ExitStack() as undo:
             helper = _start_tpm(tpm, places, tools) if machine.tpm else None
@@ -69,15 +72,14 @@ def launch(
     return record, process
 
 
-def _disk_kind(machine: Machine) -> str:
-    for file in (machine.disk, machine.ignition):
-        if file is not None and not file.exists():
-            raise InputError(f"{file}: no such file")
+def _disk_kind(disk: Path) -> str:
+    if not disk.exists():
+        raise InputError(f"{disk}: no such file")
     try:
-        with machine.disk.open("rb") as source:
+        with disk.open("rb") as source:
             return disk_format(source.read(len(QCOW2_MAGIC)))
     except OSError as error:
-        raise InputError(f"{machine.disk}: {error.strerror}") from None
+        raise InputError(f"{disk}: {error.strerror}") from None
 
 
 def _mark(serial: Path, name: str) -> int:
