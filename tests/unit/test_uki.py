@@ -13,7 +13,7 @@ from freehold.build import uki
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools
 
-LINE = uki.command_line("f" * 64, ["ttyS0"], ["systemd.unit=multi-user.target"])
+LINE = uki.command_line("f" * 64, 1_790_000_000, ["ttyS0"], ["systemd.unit=multi-user.target"])
 
 
 def sections(data: bytes) -> list[tuple[str, bytes]]:
