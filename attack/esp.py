@@ -60,7 +60,9 @@ class Esp:
 
     def uki(self, version: str) -> str:
         """The path of the unified kernel image of release ``version``."""
-        found = [name for name in self.names(LINUX) if name.startswith(f"freehold-{version}-") and name.endswith(".efi")]
+        found = [
+            name for name in self.names(LINUX) if name.startswith(f"freehold-{version}-") and name.endswith(".efi")
+        ]
         if len(found) != 1:
             raise FreeholdError(f"the boot partition has {len(found)} entries of release {version}")
         return f"{LINUX}/{found[0]}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root partition of a disk image, changed with debugfs: names, flags, and single bytes of files that no kernel would change."""
+"""The root partition of a disk image, changed with debugfs: names, flags, single bytes that no kernel would change."""
 
 from __future__ import annotations
 

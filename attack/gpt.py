@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The partitions of a disk image, read as any stranger would (GPT, UEFI specification 2.10, chapter 5). Pure but for :func:`load`."""
+"""The partitions of a disk image (GPT, UEFI specification 2.10, chapter 5). Pure but for :func:`load`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from attack.model import Facts, Row, Seen, Truth
 
 #: What firmware prints when it is at its end: no boot program is left that it may start.
-DEAD_END = re.compile(r"No bootable option or device was found|Shell>|UEFI Interactive Shell|Press any key to enter the Boot Manager")
+DEAD_END = re.compile(
+    r"No bootable option or device was found|Shell>|UEFI Interactive Shell|Press any key to enter the Boot Manager"
+)
 #: Firmware's and boot loader's own words for a program whose signature does not count.
 DENIED = r"Access Denied|Security Violation|Access denied|Security violation"
 
@@ -109,7 +111,9 @@ def judge(row: Row, seen: Seen, truth: Truth, *, alone: bool = True) -> Verdict:
 def _own(row: Row, facts: Facts) -> Facts:
     from dataclasses import replace
 
-    return replace(facts, canaries=tuple(one for one in facts.canaries if one == row.id or one.startswith(f"{row.id}.")))
+    return replace(
+        facts, canaries=tuple(one for one in facts.canaries if one == row.id or one.startswith(f"{row.id}."))
+    )
 
 
 def _judge_recovery(row: Row, seen: Seen, truth: Truth, told: str, reason: str) -> Verdict:

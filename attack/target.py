@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One machine to be changed with the power off: its disk, its firmware's variables, what is plugged into it, the attacker's bench."""
+"""One machine to be changed with the power off: its disk, its firmware's variables, what is plugged into it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The firmware's variable store, changed from outside with virt-fw-vars: what somebody with a flash programmer could do, or
-root while the machine was open. Authenticated variables (PK, KEK, db, dbx) are left alone: whoever can write those owns the firmware."""
+"""The firmware's variable store, changed from outside with virt-fw-vars.
+
+That is what somebody with a flash programmer can do, or root while the machine was open. Authenticated variables
+(PK, KEK, db, dbx) are left alone: whoever can write those owns the firmware.
+"""
 
 from __future__ import annotations
 

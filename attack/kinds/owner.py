@@ -157,7 +157,9 @@ def machine_state_garbage(target: Target) -> None:
     target.root.write("/state/machine.json", b"{" * 100_000, mode=0o600)
 
 
-ASK_ROOT_SHELL = Probe("root's shell reads no start-up file", "bash -ic true 2>/dev/null; ls -A /root | wc -l", r"^0\s*$")
+ASK_ROOT_SHELL = Probe(
+    "root's shell reads no start-up file", "bash -ic true 2>/dev/null; ls -A /root | wc -l", r"^0\s*$"
+)
 
 ROWS = (
     Row("intent-removed", "owner", "the intent removed", ("harmless", "refused"), intent_removed, factory_etc=True,
