@@ -8,7 +8,10 @@ from attack.model import Probe, Row
 from attack.target import Target
 from freehold.keys import verity
 
-VICTIM = "/usr/bin/less"
+#: Programs that no boot needs, one for each row, so that the rows can share a boot.
+DATA, DESCRIPTOR, UNPROTECTED, BARE, MISSING, OTHER = (
+    f"/usr/bin/{name}" for name in ("less", "nano", "vmstat", "slabtop", "pmap", "watch")
+)
 #: Larger than 64 KiB, so that its Merkle tree has blocks of its own, and different in every release.
 BIG = "/usr/bin/bash"
 PID1 = "/usr/lib/systemd/systemd"
@@ -21,6 +24,7 @@ def _unread(path: str, why: str) -> Probe:
 
 READS = Probe("another file is read", "cat /usr/bin/podman > /dev/null && echo reads", "reads")
 EIO = "Input/output error"
+OBJECTS = "objects"
 
 
 def image_flipped(target: Target) -> None:
@@ -52,7 +56,7 @@ def image_missing(target: Target) -> None:
 
 
 def object_data(target: Target) -> None:
-    target.root.flip(target.object_of(VICTIM), 100)
+    target.root.flip(target.object_of(DATA), 100)
 
 
 def object_merkle(target: Target) -> None:
@@ -69,13 +73,13 @@ def descriptor_place(data: bytes) -> int:
 
 
 def object_descriptor(target: Target) -> None:
-    path = target.object_of(VICTIM)
+    path = target.object_of(DESCRIPTOR)
     # Its root hash begins 16 bytes in (struct fsverity_descriptor).
     target.root.flip(path, descriptor_place(target.root.read(path)) + 16)
 
 
 def object_unprotected(target: Target) -> None:
-    path = target.object_of(VICTIM)
+    path = target.object_of(UNPROTECTED)
     if not target.root.flags(path) & VERITY_FLAG:
         raise ValueError(f"{path} has no verity to begin with")
     target.root.set_flags(path, PLAIN_FLAGS)
@@ -84,16 +88,16 @@ def object_unprotected(target: Target) -> None:
 
 def object_unprotected_same(target: Target) -> None:
     """The content stays; only what lets the kernel notice a change goes."""
-    target.root.set_flags(target.object_of(VICTIM), PLAIN_FLAGS)
+    target.root.set_flags(target.object_of(BARE), PLAIN_FLAGS)
 
 
 def object_missing(target: Target) -> None:
-    target.root.unlink(target.object_of(VICTIM))
+    target.root.unlink(target.object_of(MISSING))
 
 
 def object_other(target: Target) -> None:
     """Whoever asks for less gets a shell, from an object that is sound in itself."""
-    target.root.link(target.object_of(BIG), target.object_of(VICTIM))
+    target.root.link(target.object_of(BIG), target.object_of(OTHER))
 
 
 def object_of_pid1(target: Target) -> None:
@@ -116,19 +120,19 @@ ROWS = (
     Row("image-missing", "tree", "the metadata image removed", ("fallback",), image_missing,
         reason=IMAGE_REFUSED + "No such file"),
     Row("object-data", "tree", "one bit of a program", ("harmless",), object_data,
-        probes=(_unread(VICTIM, EIO), READS)),
+        probes=(_unread(DATA, EIO), READS), together=OBJECTS),
     Row("object-merkle", "tree", "one bit of a program's Merkle tree", ("harmless", "refused"), object_merkle,
         probes=(_unread(BIG, EIO), READS), way_back="bytes"),
     Row("object-descriptor", "tree", "one bit of a program's verity descriptor", ("harmless",), object_descriptor,
-        probes=(_unread(VICTIM, "error|denied|Bad message|Invalid"), READS)),
+        probes=(_unread(DESCRIPTOR, "error|denied|Bad message|Invalid"), READS), together=OBJECTS),
     Row("object-unprotected", "tree", "a program changed, its verity flag taken off", ("harmless",), object_unprotected,
-        probes=(_unread(VICTIM, EIO), READS)),
+        probes=(_unread(UNPROTECTED, EIO), READS), together=OBJECTS),
     Row("object-unprotected-same", "tree", "a program's verity flag taken off, nothing else", ("harmless",),
-        object_unprotected_same, probes=(_unread(VICTIM, EIO), READS)),
+        object_unprotected_same, probes=(_unread(BARE, EIO), READS), together=OBJECTS),
     Row("object-missing", "tree", "a program's object removed", ("harmless",), object_missing,
-        probes=(_unread(VICTIM, "No such file|error"), READS)),
+        probes=(_unread(MISSING, "No such file|error"), READS), together=OBJECTS),
     Row("object-other", "tree", "another program's sound object under its name", ("harmless",), object_other,
-        probes=(_unread(VICTIM, EIO), READS)),
+        probes=(_unread(OTHER, EIO), READS), together=OBJECTS),
     Row("object-of-pid1", "tree", "one bit of systemd itself", ("fallback", "refused"), object_of_pid1,
         reason=r"systemd cannot be started|FILE CORRUPTED|boot preparation", way_back="bytes"),
     Row("manifest", "tree", "the newest deployment's manifest", ("harmless",), manifest),

@@ -16,12 +16,17 @@ OLD, NEW = b"bdev_allow_write_mounted=0", b"bdev_allow_write_mounted=1"
 RELEASE = re.compile(rb"freehold\.release=(\d+)")
 
 
+def _flip_middle(target: Target, section: str) -> None:
+    data = target.uki()
+    target.replace_uki(pe.flipped(data, section, pe.sections(data)[section].size // 2))
+
+
 def flip_kernel(target: Target) -> None:
-    target.replace_uki(pe.flipped(target.uki(), ".linux", 1 << 20))
+    _flip_middle(target, ".linux")
 
 
 def flip_initrd(target: Target) -> None:
-    target.replace_uki(pe.flipped(target.uki(), ".initrd", 4096))
+    _flip_middle(target, ".initrd")
 
 
 def other_command_line(data: bytes) -> bytes:
