@@ -54,7 +54,6 @@ class Variables:
 
     def add_boot_entry(self, path: str) -> None:
         """Make ``path`` (a file of the boot partition, with backslashes) the firmware's first choice."""
-        before = self.all()
         self._run("--inplace", self._store, "--append-boot-filepath", path)
-        new = int(next(iter(set(self.all()) - set(before))).removeprefix("Boot"), 16)
-        self.set("BootOrder", GLOBAL, first(before.get("BootOrder", b""), new))
+        order = self.all()["BootOrder"]
+        self.set("BootOrder", GLOBAL, first(order, int.from_bytes(order[-2:], "little")))

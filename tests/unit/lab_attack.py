@@ -20,7 +20,7 @@ LINE = "freehold.image={} ro bdev_allow_write_mounted=0 console=ttyS0"
 TRUTH = Truth(
     ("2", "1"), IMAGE, {version: LINE.format(digest) for version, digest in IMAGE.items()}, "c" * 32, "d" * 64, 2
 )
-OBJECTS = ("less", "nano", "vmstat", "slabtop", "pmap", "watch", "bash", "systemd", "dash")
+OBJECTS = ("less", "nano", "vmstat", "slabtop", "pmap", "watch", "podman", "systemd", "dash")
 VERITY = bytes(range(256)) * 512  # 128 KiB: its Merkle tree has two levels
 
 
@@ -121,8 +121,8 @@ def small_disk(tools: Tools, work: Path, intent_file: bytes) -> Path:
         protected.append(
             rootfs.Protected(f"/images/{digest}", rootfs.protect(work / "plain", staging / "images" / digest))
         )
-    for name in (f"owner/config/{'d' * 64}", *(f"repo/objects/ee/{one}.file" for one in OBJECTS)):
-        protected.append(rootfs.Protected(f"/{name}", rootfs.protect(work / "plain", staging / name)))
+    others = (f"owner/config/{'d' * 64}", *(f"repo/objects/ee/{one}.file" for one in OBJECTS))
+    protected += [rootfs.Protected(f"/{name}", rootfs.protect(work / "plain", staging / name)) for name in others]
     for digest in IMAGE.values():
         (staging / "deployments" / digest[:16]).mkdir(parents=True)
         (staging / "deployments" / digest[:16] / "manifest.json").write_text('{"version": "2"}')

@@ -46,7 +46,7 @@ def test_a_changed_row_has_to_be_seen_again(tmp_path: Path) -> None:
     memory.put(one, "base", seen("", facts()), alone=True)
     assert memory.get(one, "base") is not None
     for change in ({"change": other}, {"reason": "x"}, {"probes": (Probe("a", "b", "c"),)}, {"way_back": "bytes"}):
-        changed = dataclasses.replace(one, **change)  # type: ignore[arg-type]
+        changed = dataclasses.replace(one, **change)
         assert code_id(changed) != code_id(one)
         assert memory.get(changed, "base") is None
     # What only the judge needs does not: verdicts are given anew.
