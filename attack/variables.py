@@ -15,6 +15,7 @@ from freehold.build.tools import Tools
 
 GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+SYSTEMD = "8cf2644b-4b0b-428f-9387-6d876050dc67"
 #: Non-volatile, for boot services and the running system.
 ATTRIBUTES = 7
 

@@ -88,4 +88,7 @@ ROWS = (
     Row("control-no-secure-boot", "control", "without Secure Boot the changed command line boots", ("effective",), unsigned_line,
         controls=(), secure_boot=False,
         probes=(Probe("the changed word is in force", "cat /proc/cmdline", "bdev_allow_write_mounted=1"),)),
+    Row("control-systemd-options", "control", "without Secure Boot systemd obeys the variable", ("effective",),
+        firmware.systemd_options, controls=(), secure_boot=False, base="open",
+        probes=(Probe("there is a debug shell", "systemctl is-active debug-shell.service || true", r"^active"),)),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from __future__ import annotations
 from attack.kinds.owner import fw_cfg, provisioning
 from attack.model import FIRMWARE, HYPERVISOR, Probe, Row
 from attack.target import Target, credential, smbios, unit
-from attack.variables import LOADER, text
+from attack.variables import LOADER, SYSTEMD, text
 from freehold.build.disk import BOOT_LOADER
 
 MARK = "freehold.evil=1"
@@ -61,6 +61,11 @@ def no_such_entry(target: Target) -> None:
 
 def menu_timeout(target: Target) -> None:
     target.variables.set("LoaderConfigTimeout", LOADER, text("5"))
+
+
+def systemd_options(target: Target) -> None:
+    """What systemd adds to the command line in its own eyes (kernel-command-line(7)); with Secure Boot it must not."""
+    target.variables.set("SystemdOptions", SYSTEMD, text("systemd.debug_shell=1 systemd.import_credentials=yes"))
 
 
 def _count(target: Target, version: str, counter: str) -> None:
@@ -122,6 +127,9 @@ ROWS = (
     Row("no-such-entry", "firmware", "an entry chosen that does not exist", ("harmless",), no_such_entry, who=FIRMWARE),
     Row("menu-timeout", "firmware", "the boot menu shown, to edit the command line", ("harmless",), menu_timeout, who=FIRMWARE,
         probes=(NO_MARK,)),
+    Row("systemd-options", "firmware", "words for systemd in a firmware variable", ("harmless",), systemd_options, who=FIRMWARE,
+        probes=(Probe("there is no debug shell", "systemctl is-active debug-shell.service || true", "inactive"),),
+        controls=("untouched", "control-systemd-options")),
     Row("counter-exhausted", "firmware", "the newest deployment marked as failed", ("fallback",), counter_exhausted),
     Row("counter-again", "firmware", "the newest deployment marked as untried", ("harmless",), counter_again),
     Row("counters-all-exhausted", "firmware", "every deployment marked as failed", ("harmless", "fallback"),

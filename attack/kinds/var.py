@@ -76,6 +76,19 @@ def link_below_var(target: Target) -> None:
     target.root.symlink("/var/spool/cron", "/etc")
 
 
+def home_link(target: Target) -> None:
+    """Root's home is an empty file system while locked: mounted through a link, it would cover /etc instead."""
+    if target.root.exists("/var/roothome"):
+        target.root.unlink("/var/roothome")
+    target.root.symlink("/var/roothome", "../etc")
+
+
+def var_link(target: Target) -> None:
+    """/var is a mount of the disk's: through a link it would be another part of it, the owner's for one."""
+    target.root.unlink("/var")
+    target.root.symlink("/var", "owner")
+
+
 def set_uid(target: Target) -> None:
     """A set-uid root shell for whoever is logged in."""
     target.root.write("/var/lib/suid-sh", target.root.read(target.object_of("/usr/bin/dash")), mode=0o4755)
@@ -100,6 +113,11 @@ ROWS = (
         probes=(SHELL_IS_BARE,), together=TOGETHER, controls=("untouched", "control-root-home")),
     Row("link-below-var", "var", "a link to /etc where an empty directory is mounted", ("harmless",), link_below_var,
         probes=(Probe("/etc is whole", "test -s /etc/passwd && findmnt -rno FSTYPE /var/spool/cron", "^tmpfs"),)),
+    Row("home-link", "var", "a link to /etc where root's home is mounted", ("harmless", "refused"), home_link, way_back="bytes",
+        probes=(Probe("/etc is whole", "test -s /etc/ssh/sshd_config && test -d /etc/systemd && findmnt -rno FSTYPE /etc",
+                      r"^overlay\s*$"),)),
+    Row("var-link", "var", "a link to the owner's directory in the place of /var", ("harmless", "refused"), var_link,
+        probes=(Probe("/var is not the owner's directory", "ls /var/intent 2>&1", "No such file"),), way_back="bytes"),
     Row("set-uid", "var", "a set-uid root shell", ("harmless",), set_uid, together=TOGETHER,
         probes=(Probe("it gives nobody privileges", "runuser -u alice -- /var/lib/suid-sh -pc 'id -u' 2>&1 || true",
                       r"^(?!0\s*$)"),)),
