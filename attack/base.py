@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,9 +28,13 @@ from freehold.build.tools import Tools
 from freehold.errors import FreeholdError
 from freehold.vm import state
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+
 #: Raised when a base is made differently.
 FORMAT = 1
-OLD, NEW = "1", "2"
+#: Two builds of one recipe on one day: the same number, so that a rollback floor at the newer one lets the older one boot.
+OLD, NEW = "2", "3"
+RECIPE = REPOSITORY / "recipes/server.toml"
 RELEASE = "server-{version}"
 SETTLE_SECONDS = 240.0
 BASES: tuple[BaseName, ...] = ("open", "locked")
@@ -92,9 +98,8 @@ def read_truth(path: Path) -> Truth:
 def prepare(stage: Stage, tools: Tools, *, tpm: bool) -> Base:
     """The base for the releases of ``stage``'s library, made when it is not there yet (about five boots)."""
     story.keys(stage)
-    story.build_first(stage)
-    said = story.publish(stage)
-    stage.note(said)
+    for version in (OLD, NEW):
+        stage.note(story.build(stage, RECIPE, version))
     manifests = [
         (stage.store / "releases" / RELEASE.format(version=version) / "manifest.json").read_bytes()
         for version in (OLD, NEW)
@@ -111,6 +116,7 @@ def prepare(stage: Stage, tools: Tools, *, tpm: bool) -> Base:
 
 def _make(stage: Stage, tools: Tools, directory: Path, *, tpm: bool) -> None:
     disk = working_disk(stage)
+    _publish(stage)
     stage.freehold("vm", "stop", stage.name, "--hard", check=False)
     disk.unlink(missing_ok=True)
     ignition = stage.path("first-boot.ign")
@@ -148,6 +154,17 @@ def _make(stage: Stage, tools: Tools, directory: Path, *, tpm: bool) -> None:
     _keep(stage, tools, directory, "locked", tpm=tpm)
     truth = truth_of(stage, tools, directory / "locked.raw", facts)
     atomic.write(directory / "truth.json", json.dumps(asdict(truth), indent=1) + "\n")
+
+
+def _publish(stage: Stage) -> None:
+    """The newer release on a web server, until the stage ends."""
+    shutil.rmtree(stage.path("www"), ignore_errors=True)
+    release, key = RELEASE.format(version=NEW), f"file:{stage.keys / 'release.key'}"
+    stage.freehold("publish", release, "--to", stage.path("www"), "--store", stage.store, "--key", key)
+    stage.server = run.start(
+        [sys.executable, "-m", "freehold", "serve", stage.path("www"), "--port", str(stage.port)],
+        log=stage.path("serve.log"), env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ).pid  # fmt: skip
 
 
 def working_disk(stage: Stage) -> Path:

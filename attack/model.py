@@ -52,7 +52,7 @@ class Row:
     probes: tuple[Probe, ...] = ()
     #: Rows of one name share a boot; each is judged by its own canary and its own probes.
     together: str = ""
-    #: A feature without which the row makes no sense (``tpm``, ``floor``).
+    #: A feature without which the row makes no sense (``tpm``, ``floor``, ``floor-tpm``).
     needs: str = ""
     #: Ids of the rows that show that the plant works where it may.
     controls: tuple[str, ...] = ("untouched",)

@@ -115,13 +115,11 @@ class Player:
 def features(base: Base, tpm: bool) -> dict[str, str]:
     """What a row may need, with the reason when it is not there; empty: it is."""
     newest = base.truth.command_lines[base.truth.versions[0]]
-    return {
-        "": "",
-        "tpm": "" if tpm else "the machine has no TPM",
-        "floor": ""
-        if "freehold.release=" in newest
-        else "the kernel image has no freehold.release=: there is no floor yet",
-    }
+    no_tpm = "" if tpm else "the machine has no TPM"
+    no_floor = (
+        "" if "freehold.release=" in newest else "the kernel image has no freehold.release=: there is no floor yet"
+    )
+    return {"": "", "tpm": no_tpm, "floor": no_floor, "floor-tpm": no_floor or no_tpm}
 
 
 def log(directory: Path, row: Row, seen: Seen) -> None:

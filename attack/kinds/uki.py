@@ -8,11 +8,12 @@ import re
 
 from attack import pe
 from attack.judge import DENIED
-from attack.model import Row
+from attack.model import Probe, Row
 from attack.target import Target
 
 #: Of the sealed command line, and of the same length.
 OLD, NEW = b"bdev_allow_write_mounted=0", b"bdev_allow_write_mounted=1"
+FLOOR_STANDS = Probe("the floor is where it was", "cat /run/freehold/boot.json", r'"effective":(?![01]\b)\d')
 RELEASE = re.compile(rb"freehold\.release=(\d+)")
 
 
@@ -85,10 +86,21 @@ def below_floor(target: Target) -> None:
     found = RELEASE.search(pe.content(target.uki(), ".cmdline"))
     if found is None:
         raise ValueError("the command line has no freehold.release=")
-    # What the owner said before the attack: nothing below the newest release.
-    raised = target.signed_intent(target.owner, serial=target.intent().serial + 1, floor=int(found[1]))
+    # To the machine it is all the same whether its releases are too old or the owner's floor is above them.
+    raised = target.signed_intent(target.owner, serial=target.intent().serial + 1, floor=int(found[1]) + 1)
     target.root.write("/owner/intent", raised, mode=0o600)
-    target.esp.delete(target.esp.uki(target.newest))
+
+
+def floor_file_removed(target: Target) -> None:
+    """The TPM's copy is left: it counts."""
+    if target.root.exists("/owner/floor"):
+        target.root.unlink("/owner/floor")
+    target.root.write("/owner/floor.gone", b"")
+
+
+def floor_file_lowered(target: Target) -> None:
+    old = target.root.read("/owner/floor") if target.root.exists("/owner/floor") else b"raised 2\n"
+    target.root.write("/owner/floor", re.sub(rb"raised \d+", b"raised 1", old), mode=0o600)
 
 
 def floor_lowered(target: Target) -> None:
@@ -116,8 +128,12 @@ ROWS = (
         changed_and_signed, reason=DENIED),
     Row("uki-truncated", "uki", "cut off after one page", ("refused", "fallback"), empty),
     Row("uki-swapped", "uki", "the kernel images of two deployments swapped by name", ("harmless", "fallback"), swapped),
-    Row("floor-older-release", "uki", "the newest release removed: the one left is below the floor", ("refused",), below_floor,
-        reason=r"floor|older than|too old", way_back="bytes", needs="floor"),
+    Row("floor-older-release", "uki", "releases that are older than the floor that the owner signed", ("refused",), below_floor,
+        reason="below the rollback floor", way_back="bytes", needs="floor"),
+    Row("floor-file-removed", "uki", "the machine's own record of the floor removed", ("harmless",), floor_file_removed,
+        probes=(FLOOR_STANDS,), needs="floor-tpm"),
+    Row("floor-file-lowered", "uki", "the machine's own record of the floor lowered", ("harmless",), floor_file_lowered,
+        probes=(FLOOR_STANDS,), needs="floor-tpm"),
     Row("floor-lowered", "uki", "the floor in the owner's intent lowered", ("harmless",), floor_lowered,
         reason="is not believed", factory_etc=True),
 )  # fmt: skip
