@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from attack.judge import DEAD_END
 from attack.model import Facts, Row
-from freehold.errors import FreeholdError
+from freehold.errors import CommandError, FreeholdError
 from freehold.monitor import NullMonitor
 from freehold.vm import Machine, VirtualMachine, start
 from freehold.vm.agent import AgentGoneError
@@ -19,8 +20,10 @@ from freehold.vm.state import printable
 
 #: Seconds for one start, however often the machine restarts itself.
 LIMIT = {"kvm": 180.0, "tcg": 480.0}
-#: Seconds of a silent console after which a machine that gave its reason stands still.
+#: Seconds of a silent console after which a machine that gave its reason stands still: in the firmware, and once a
+#: kernel runs, which may have nothing to say for long under emulation.
 QUIET = 25.0
+KERNEL_QUIET = 90.0
 #: So many restarts for one reason are a circle: a deployment that falls back does so at once, or after its three tries.
 CIRCLES = 5
 SETTLE = 240.0
@@ -54,7 +57,7 @@ def verdict_of(console: str, reason: str, quiet: float) -> str:
     if reason and re.search(reason, console):
         if len(re.findall(reason, console)) >= CIRCLES and len(KERNEL.findall(console)) >= CIRCLES:
             return "it restarts in a circle"
-        if quiet > QUIET:
+        if quiet > (KERNEL_QUIET if KERNEL.search(console) else QUIET):
             return "it stands still"
     return ""
 
@@ -88,7 +91,9 @@ def answers(vm: VirtualMachine) -> bool:
 
 def facts(vm: VirtualMachine, rows: Sequence[Row]) -> Facts:
     """Ask a machine that answers, once its units have started, what it is, and each row's own questions."""
-    vm.exec(["systemctl", "is-system-running", "--wait"], check=False, timeout=SETTLE)
+    with contextlib.suppress(CommandError):
+        # A unit that never settles is no reason not to look.
+        vm.exec(["systemctl", "is-system-running", "--wait"], check=False, timeout=SETTLE)
     status = json.loads(vm.exec(["freehold", "status", "--json"], timeout=60).stdout)
     boot = json.loads(vm.exec(["cat", "/run/freehold/boot.json"]).stdout)
     line = vm.exec(["cat", "/proc/cmdline"]).text.strip()

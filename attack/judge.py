@@ -101,7 +101,7 @@ def judge(row: Row, seen: Seen, truth: Truth, *, alone: bool = True) -> Verdict:
         return Verdict(False, "silent", f"it does not come up and does not say why ({seen.stopped})", "")
     if end not in row.ends:
         return Verdict(False, end, f"{told}; expected: {' or '.join(row.ends)}", reason)
-    if row.reason and not reason:
+    if row.reason and not reason and not (end == "harmless" and len(row.ends) > 1):
         return Verdict(False, end, f"{told}, but the console does not say why", "")
     if end == "refused":
         return _judge_recovery(row, seen, truth, told, reason)

@@ -46,7 +46,8 @@ class Row:
     ends: tuple[End, ...]
     change: Callable[[Target], None]
     who: str = DISK
-    #: What the console has to say (a regular expression; empty: nothing in particular).
+    #: What the console has to say (a regular expression; empty: nothing in particular). Where a row may end as harmless
+    #: among others, only for the others.
     reason: str = ""
     way_back: WayBack = "menu"
     probes: tuple[Probe, ...] = ()
@@ -68,8 +69,10 @@ class Row:
             raise ValueError(f"{self.id}: no end is allowed")
         if self.together and self.ends != ("harmless",):
             raise ValueError(f"{self.id}: only harmless rows can share a boot")
-        if self.reason:
-            re.compile(self.reason)
+        if self.reason and re.search(self.reason, ""):
+            raise ValueError(f"{self.id}: its reason is found in everything")
+        if "refused" in self.ends and not self.reason:
+            raise ValueError(f"{self.id}: a refusal gives its reason")
 
     @property
     def control(self) -> bool:

@@ -151,7 +151,7 @@ ROWS = (
     Row("root-zeroed", "disk", "the root file system's beginning overwritten", ("refused",), root_zeroed,
         reason=r"the root partition .* cannot be mounted", way_back="bytes"),
     Row("second-disk", "disk", "a second disk whose partition has the root's name", ("refused", "harmless"), second_disk,
-        reason=r"is refused|two partitions|", way_back="bytes"),
+        reason=r"is refused|two partitions", way_back="bytes"),
     Row("reordered", "disk", "the partitions under other numbers", ("harmless",), reordered),
     Row("discoverable", "disk", "home, /usr, root and swap partitions that systemd finds by type", ("harmless",), discoverable,
         probes=(NOT_MOUNTED,)),

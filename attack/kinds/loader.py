@@ -151,6 +151,7 @@ ROWS = (
     Row("entry-options", "loader", "a boot entry that starts the signed image with init=/bin/sh", ("harmless",), entry_options,
         probes=(NO_MARK,), controls=("untouched", "control-addon-signed")),
     Row("entry-initrd", "loader", "a boot entry with another initrd for the signed image", ("refused", "harmless"), entry_initrd,
+        reason=rf"{DENIED}|Error registering initrd|Already started",
         probes=(NO_MARK,)),
     Row("entry-kernel", "loader", "a boot entry with the bare kernel and a command line of its own", ("refused",), entry_kernel,
         reason=DENIED),

@@ -17,6 +17,10 @@ FLOOR_STANDS = Probe("the floor is where it was", "cat /run/freehold/boot.json",
 RELEASE = re.compile(rb"freehold\.release=(\d+)")
 
 
+#: What firmware says of a program that is none.
+BROKEN = rf"{DENIED}|Load Error|Unsupported|Error loading|Invalid Parameter"
+
+
 def _flip_middle(target: Target, section: str) -> None:
     data = target.uki()
     target.replace_uki(pe.flipped(data, section, pe.sections(data)[section].size // 2))
@@ -120,13 +124,14 @@ ROWS = (
         reason=DENIED),
     Row("uki-header", "uki", "a section's header: most of the command line cut off", ("refused", "fallback"), header,
         reason=DENIED),
-    Row("uki-appended", "uki", "an initrd appended to the file", ("refused", "fallback", "harmless"), appended),
+    Row("uki-appended", "uki", "an initrd appended to the file", ("refused", "fallback", "harmless"), appended,
+        reason=BROKEN),
     Row("uki-unsigned", "uki", "the signature taken off", ("refused", "fallback"), unsigned, reason=DENIED),
     Row("uki-other-machine", "uki", "another machine's: the same content, signed by another owner's key",
         ("refused", "fallback"), other_machine, reason=DENIED),
     Row("uki-changed-and-signed", "uki", "another command line, signed by another owner's key", ("refused", "fallback"),
         changed_and_signed, reason=DENIED),
-    Row("uki-truncated", "uki", "cut off after one page", ("refused", "fallback"), empty),
+    Row("uki-truncated", "uki", "cut off after one page", ("refused", "fallback"), empty, reason=BROKEN),
     Row("uki-swapped", "uki", "the kernel images of two deployments swapped by name", ("harmless", "fallback"), swapped),
     Row("floor-older-release", "uki", "releases that are older than the floor that the owner signed", ("refused",), below_floor,
         reason="below the rollback floor", way_back="bytes", needs="floor"),

@@ -9,6 +9,7 @@ from attack.target import Target, canary, unit
 TOGETHER = "planted-state"
 EVERY_MINUTE = "* * * * * root {script}\n"
 EXTENSION = b"ID=_any\n"
+NO_DIRECTORY = r"freehold: .*(?:was no directory|cannot be mounted|no /var|failed)"
 NOT_MERGED = Probe(
     "no extension is merged",
     "for kind in sysext confext; do systemd-$kind status --no-legend 2>/dev/null | grep -c evil; done; "
@@ -114,9 +115,11 @@ ROWS = (
     Row("link-below-var", "var", "a link to /etc where an empty directory is mounted", ("harmless",), link_below_var,
         probes=(Probe("/etc is whole", "test -s /etc/passwd && findmnt -rno FSTYPE /var/spool/cron", "^tmpfs"),)),
     Row("home-link", "var", "a link to /etc where root's home is mounted", ("harmless", "refused"), home_link, way_back="bytes",
+        reason=NO_DIRECTORY,
         probes=(Probe("/etc is whole", "test -s /etc/ssh/sshd_config && test -d /etc/systemd && findmnt -rno FSTYPE /etc",
                       r"^overlay\s*$"),)),
     Row("var-link", "var", "a link to the owner's directory in the place of /var", ("harmless", "refused"), var_link,
+        reason=NO_DIRECTORY,
         probes=(Probe("/var is not the owner's directory", "ls /var/intent 2>&1", "No such file"),), way_back="bytes"),
     Row("set-uid", "var", "a set-uid root shell", ("harmless",), set_uid, together=TOGETHER,
         probes=(Probe("it gives nobody privileges", "runuser -u alice -- /var/lib/suid-sh -pc 'id -u' 2>&1 || true",

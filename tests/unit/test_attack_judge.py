@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from attack.boot import CIRCLES, QUIET, verdict_of
+from attack.boot import CIRCLES, KERNEL_QUIET, QUIET, verdict_of
 from attack.judge import DENIED, deviations, judge
 from attack.model import Probe, Row
 from lab_attack import IMAGE, LINE, TRUTH, facts, row, seen
@@ -37,7 +37,7 @@ def test_an_unchanged_locked_machine_is_harmless() -> None:
     ],
 )
 def test_every_deviation_is_a_changed_system(change: dict[str, object], word: str) -> None:
-    verdict = judge(row(ends=("harmless", "fallback", "refused")), seen("", facts(**change)), TRUTH)
+    verdict = judge(row(ends=("harmless", "fallback", "refused"), reason="x"), seen("", facts(**change)), TRUTH)
     assert not verdict.kept
     assert verdict.end == "changed"
     assert word in verdict.told
@@ -56,6 +56,9 @@ def test_a_fallback_needs_its_reason_on_the_console() -> None:
     assert not judge(one, seen("Linux version 6\n", PREVIOUS), TRUTH).kept
     # The tampered deployment itself came up: not what was expected.
     assert not judge(one, seen(said, facts()), TRUTH).kept
+    # Where it may also be ignored, nothing has to be said about that.
+    assert judge(row(ends=("fallback", "harmless"), reason="is refused"), seen("", facts()), TRUTH).kept
+    assert not judge(row(ends=("fallback", "harmless"), reason="is refused"), seen("", PREVIOUS), TRUTH).kept
 
 
 def test_a_refusal_needs_a_reason_and_a_way_back() -> None:
@@ -97,10 +100,14 @@ def test_a_control_without_effect_proves_nothing() -> None:
 
 
 def test_watching_ends_for_a_reason_only() -> None:
+    refused = "Error loading x: Access denied\n"
+    assert verdict_of(refused, "Access denied", QUIET - 1) == ""
+    assert verdict_of(refused, "Access denied", QUIET + 1) == "it stands still"
     restarts = "Linux version 6\nfreehold: x is refused: y\n"
     assert verdict_of("Linux version 6\n", "is refused", 1000) == ""
     assert verdict_of(restarts, "is refused", 1) == ""
-    assert verdict_of(restarts, "is refused", QUIET + 1) == "it stands still"
+    assert verdict_of(restarts, "is refused", QUIET + 1) == ""
+    assert verdict_of(restarts, "is refused", KERNEL_QUIET + 1) == "it stands still"
     assert verdict_of(restarts * CIRCLES, "is refused", 0) == "it restarts in a circle"
     assert verdict_of(restarts * (CIRCLES - 1), "is refused", 0) == ""
     assert verdict_of("BdsDxe: No bootable option or device was found.\n", "", QUIET) == "dead end"
@@ -108,8 +115,15 @@ def test_watching_ends_for_a_reason_only() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"id": "Bad Id"}, {"ends": ()}, {"together": "x", "ends": ("refused",)}, {"reason": "("}],
-    ids=["id", "ends", "together", "reason"],
+    [
+        {"id": "Bad Id"},
+        {"ends": ()},
+        {"together": "x", "ends": ("refused",), "reason": "x"},
+        {"reason": "("},
+        {"reason": "x|"},
+        {"ends": ("refused",)},
+    ],
+    ids=["id", "ends", "together", "pattern", "everything", "no-reason"],
 )
 def test_a_row_that_makes_no_sense_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises((ValueError, __import__("re").error)):
