@@ -86,7 +86,7 @@ ROWS = (
         owner.inbox_newer, controls=(),
         probes=(Probe("the machine is open", "freehold status --json", r'"state":\s*"open"'),)),
     Row("control-no-secure-boot", "control", "without Secure Boot the changed command line boots", ("effective",), unsigned_line,
-        controls=(), secure_boot=False,
+        controls=(), base="open", secure_boot=False,
         probes=(Probe("the changed word is in force", "cat /proc/cmdline", "bdev_allow_write_mounted=1"),)),
     Row("control-systemd-options", "control", "without Secure Boot systemd obeys the variable", ("effective",),
         firmware.systemd_options, controls=(), secure_boot=False, base="open",

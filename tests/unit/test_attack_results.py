@@ -20,6 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab_attack import IMAGE, LINE, TRUTH, facts, pe_file, row, seen
 
+from freehold.build.tools import Tools
+from freehold.monitor import NullMonitor
+from freehold.vm import Machine, firmware, host, launch, state
+
 
 def other(target: Target) -> None:
     """Another change."""
@@ -143,3 +147,32 @@ def test_rows_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         row().id = "x"  # type: ignore[misc]
     assert isinstance(row(), Row)
+
+
+def test_a_prepared_machine_starts_with_its_own_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    tools = Tools(tmp_path / "tools", "x")
+    folder = host.firmware_folder(tools)
+    folder.mkdir(parents=True)
+    files = firmware.find(folder, secure=True)
+    files.variables.write_bytes(b"empty")
+    for name, content in (("disk", b"d"), ("mine.fd", b"enrolled")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "tpm").mkdir()
+    (tmp_path / "tpm/state").write_bytes(b"t")
+    machine = Machine("one", tmp_path / "disk", secure_boot=True, tpm=True)
+    places = state.paths("one")
+    places.run.mkdir(parents=True)
+
+    def started_with() -> tuple[bytes, list[str]]:
+        variables, tpm = launch._firmware_state(machine, places, files, NullMonitor(), tools)
+        return variables.read_bytes(), [path.name for path in tpm.iterdir()]
+
+    launch.adopt(machine, tmp_path / "mine.fd", tmp_path / "tpm", tools)
+    assert started_with() == (b"enrolled", ["state"])
+    launch.adopt(machine, tmp_path / "mine.fd", None, tools)
+    assert started_with() == (b"enrolled", [])
+    # The control: another disk of that name is another machine.
+    (tmp_path / "disk").rename(tmp_path / "old")
+    (tmp_path / "disk").write_bytes(b"d")
+    assert started_with() == (b"empty", [])
