@@ -73,6 +73,8 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         raise FreeholdError("this machine is locked already", hint="`freehold status` shows since when")
     if options.dry_run:
         return _preview()
+    # First of all: nobody has to sign anything for a machine that cannot be locked.
+    guard.load()
     if options.answer is not None:
         signed = _read(options.answer)
         wanted = actions.check_answer(signed)
