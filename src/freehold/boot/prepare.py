@@ -66,7 +66,9 @@ def main() -> int:
         if locked:
             cover_unbelieved(Path("/var"))
         if boot["first_boot"] and not rescue:
-            say(provision.provision())
+            # The owner signs an intent on a machine that runs: one that has any was provisioned before. A record that is
+            # missing all the same was removed from outside, and what a new configuration says is nobody's word.
+            say(provision.provision() if boot["intent"]["state"] == "absent" else provision.refuse())
     except OSError as error:
         say(f"{error.strerror} ({error.filename})")
         return 1

@@ -121,6 +121,26 @@ def _firmware_state(
     return places.run / "variables.fd", places.run / "tpm"
 
 
+def adopt(machine: Machine, variables: Path, tpm: Path | None, tools: Tools) -> None:
+    """Have ``machine`` start with copies of these firmware variables and this TPM state, as if it had left them itself.
+
+    The machine is off. For who keeps a prepared machine and starts from it again and again.
+    """
+    places = state.paths(machine.name)
+    files = firmware.find(host.firmware_folder(tools), secure=machine.secure_boot)
+    places.keep.mkdir(parents=True, exist_ok=True, mode=0o700)
+    note, kept = places.keep / "identity.json", places.keep / "tpm"
+    note.unlink(missing_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copyfile(variables, places.keep / "variables.fd")
+    if tpm is None:
+        kept.mkdir(mode=0o700)
+    else:
+        shutil.copytree(tpm, kept)
+    found = firmware.certificates(machine.keys) if machine.secure_boot else []
+    atomic.write(note, json.dumps(_identity(machine, files, found)) + "\n")
+
+
 def _identity(machine: Machine, files: firmware.Firmware, found: list[firmware.Certificate]) -> dict[str, object]:
     facts = machine.disk.stat()
     keys = hashlib.sha256(b"".join(hashlib.sha256(one.role.encode() + one.der).digest() for one in found)).hexdigest()
