@@ -34,6 +34,7 @@
 #include "firmware.h"
 #include "guard.h"
 #include "keyring.h"
+#include "measure.h"
 #include "modules.h"
 #include "owner.h"
 #include "revoked.h"
@@ -284,6 +285,12 @@ int main(void)
 	bool valid = owner.standing == STANDING_VALID;
 	bool locked = owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
 	bool audit = valid && owner.intent.lock == INTENT_AUDIT;
+	/* Before anything of the disk runs, and on every boot. */
+	bool device_key = valid && locked && !owner.intent.strict;
+	measure_intent(device_key);
+	/* An intent that is not believed may be a damaged file: then the key stays, and is not used. */
+	if (valid ? !device_key : !locked)
+		owner_forget_device_key();
 	bool config = false;
 	if (valid && owner.intent.config[0]) {
 		error = mount_verified_image(OWNER "/config", owner.intent.config, CONFIG);

@@ -34,4 +34,10 @@ struct owner {
  */
 void owner_read(struct owner *owner);
 
+/*
+ * On a boot that is not locked, or strict: overwrite and remove the device key, before anybody could read it.
+ * The next `freehold lock` makes another. A cut on the way is made good by the next such boot.
+ */
+void owner_forget_device_key(void);
+
 #endif

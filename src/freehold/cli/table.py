@@ -63,6 +63,7 @@ VERBS = (
         "freehold lock --audit --key file:/media/stick/owner.key",
         "freehold lock --request lock.request     (then, where the owner's key is:) freehold sign lock.request",
         "freehold lock --answer lock.request.signed",
+        "freehold lock --strict --key file:/media/stick/owner.key     (no device key: the owner signs each change)",
     )),
     Verb("unlock", LOCK, "with the owner's key: open at the next boot", (
         "freehold unlock --key file:/media/stick/owner.key",
@@ -71,5 +72,11 @@ VERBS = (
     Verb("sign", LOCK, "answer a machine's request with the owner's key", (
         "freehold sign lock.request --key file:owner.key",
     )),
+    Verb("device-key", "freehold.device.device_key_verbs", "the key by which this machine signs what its owner asked for", (
+        "freehold device-key show --json",
+        "freehold device-key renew --request renew.request     (then, where the owner's key is:) freehold sign renew.request",
+        "freehold device-key renew --answer renew.request.signed",
+        "freehold device-key destroy --dry-run",
+    ), group=True),
     Verb("denials", LOCK, "what the guard refused, or would refuse", ("freehold denials --json",)),
 )  # fmt: skip

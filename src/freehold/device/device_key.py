@@ -11,7 +11,8 @@ Beside each deployment lies ``pcr-policies.json``, signatures by the key itself 
 deployment may have it. They are no secret, and only count when they verify.
 
 Order when made: the waiting key and the policies; then, with the certificate, the key under its name, the certificate, the facts.
-The intent follows last (:mod:`freehold.lock.verbs`). A cut anywhere before that leaves an open machine, whose next boot destroys the key.
+The intent follows last (:mod:`freehold.lock.verbs`). A cut anywhere before that leaves an open machine, whose next boot
+destroys the key.
 """
 
 from __future__ import annotations
@@ -114,10 +115,13 @@ def make(machine: Machine) -> Made:
 
     if not machine.sysroot.secure_boot():
         raise DeviceKeyError(
-            "Secure Boot is off: no device key is made", hint="the owner signs each change; docs/enrolment.md switches it on"
+            "Secure Boot is off: no device key is made",
+            hint="the owner signs each change; docs/enrolment.md switches it on",
         )
     # Never from one to the other behind somebody's back: a TPM that fails is no reason for a file.
     keeper: device.Keeper = "tpm2" if machine.tpm.present() else "file"
+    if keeper == "tpm2":
+        _check_measured(machine)
     states = _foreseen(machine) if keeper == "tpm2" else ()
     key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
     private, public = _private_der(key), _public_der(key)
@@ -149,7 +153,8 @@ def install(machine: Machine, certificate: bytes) -> Facts:
         waiting = device.read_key(read_bytes(machine.places.waiting, device.MAX_KEY_FILE))
     except OSError:
         raise VerificationError(
-            "no device key of this machine waits for a certificate", hint="make a new request: freehold lock --request FILE"
+            "no device key of this machine waits for a certificate",
+            hint="make a new request: freehold lock --request FILE",
         ) from None
     except ValueError as error:
         raise VerificationError(f"{machine.places.waiting}: {error}") from None
@@ -283,7 +288,7 @@ def renew(machine: Machine, certificate: bytes) -> int:
     from freehold.keys.x509 import load_certificate
 
     old = load_certificate(machine.places.certificate)
-    read = _judged(machine, certificate, _spki(old))
+    read = _judged(machine, certificate, public_key(old))
     machine.places.state.mkdir(exist_ok=True)
     atomic.write(machine.places.renewed, certificate)
     return int(read.not_valid_after_utc.timestamp())
@@ -338,7 +343,9 @@ def _bundle(machine: Machine, file: KeyFile) -> Bundle:
         raise VerificationError(f"{machine.places.key}: {error}") from None
 
 
-_WAY_BACK = "the machine stays locked; `freehold unlock`, reboot and `freehold lock` make a new key, with the owner's answer"
+_WAY_BACK = (
+    "the machine stays locked; `freehold unlock`, reboot and `freehold lock` make a new key, with the owner's answer"
+)
 
 
 def _policies(machine: Machine, file: KeyFile) -> bytes:
@@ -363,11 +370,35 @@ def _explain(machine: Machine, file: KeyFile) -> str:
     return "the TPM refuses the device key in this boot: it did not begin locked, or another kernel image runs"
 
 
+def _check_measured(machine: Machine) -> None:
+    """Raise :class:`DeviceKeyError` unless PCR 11 says of this boot what it should, down to the early step's word.
+
+    Where it does not (a TPM whose driver comes late, another stub) the words would mean nothing: root of an open boot could
+    say them itself.
+    """
+    now = machine.tpm.register(pcr.KERNEL_PCR)
+    try:
+        kernel = pcr.kernel_register(kernel_image(machine, machine.sysroot.booted_id()))
+    except ValueError as error:
+        raise DeviceKeyError(f"the running kernel image {error}: no device key is made") from None
+    locked = [pcr.after(kernel, phase) for phase in pcr.PHASES]
+    expected = [pcr.after(kernel, (pcr.NOT_LOCKED, *phase[1:])) for phase in pcr.PHASES]
+    if now in locked:
+        raise DeviceKeyError("this boot began locked: a device key is made on an open machine", hint="freehold unlock")
+    if now not in expected:
+        raise DeviceKeyError(
+            "the TPM's register 11 is not what this boot should have left there: no device key is made",
+            details=f"PCR 11 {now.hex() if now else 'none'}, expected one of {', '.join(one.hex() for one in expected)}",
+        )
+
+
 def _foreseen(machine: Machine) -> tuple[bytes, ...]:
     """The values of PCR 7 that belong to this machine's firmware as it is."""
     now = machine.tpm.register(pcr.SECURE_BOOT_PCR)
     if now is None:
-        raise DeviceKeyError("the TPM has no SHA-256 registers: no device key is made", hint="the firmware's settings have them")
+        raise DeviceKeyError(
+            "the TPM has no SHA-256 registers: no device key is made", hint="the firmware's settings have them"
+        )
     try:
         events = eventlog.register_events(machine.tpm.log(), pcr.SECURE_BOOT_PCR)
         db = _firmware_db(machine.sysroot)
@@ -455,7 +486,7 @@ def _judged(machine: Machine, certificate: bytes, public: bytes) -> x509.Certifi
     except ValueError as error:
         raise VerificationError(f"the device certificate {error}") from None
     read = x509.load_der_x509_certificate(certificate)
-    if _spki(read) != public:
+    if public_key(read) != public:
         raise VerificationError("the device certificate is not of this machine's device key")
     return read
 
@@ -511,7 +542,8 @@ def _public_pem(key: RSAPrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-def _spki(certificate: x509.Certificate) -> bytes:
+def public_key(certificate: x509.Certificate) -> bytes:
+    """The public key of a certificate (SubjectPublicKeyInfo, DER)."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -121,4 +121,6 @@ class Tpm(NamedTuple):
         if "No such device or address" in said:
             raise RegistersError("the TPM refuses the device key in this boot", details=said)
         last = next((line for line in reversed(said.splitlines()) if line.strip()), "no message")
-        raise FreeholdError(f"the TPM did not {'seal' if verb == 'encrypt' else 'open'} the device key: {last}", details=said)
+        raise FreeholdError(
+            f"the TPM did not {'seal' if verb == 'encrypt' else 'open'} the device key: {last}", details=said
+        )

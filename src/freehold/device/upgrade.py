@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from freehold import atomic
 from freehold.device import loader, prune, stage
 from freehold.device.sysroot import Sysroot, UpdateConfig, record
-from freehold.errors import EXIT_DONE, EXIT_UNCHANGED
+from freehold.errors import EXIT_DONE, EXIT_UNCHANGED, FreeholdError
 from freehold.monitor import Monitor, step
 from freehold.report import Report
 from freehold.update.manifest import Difference, Manifest, difference
@@ -80,6 +80,8 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
     data["downloaded"] = True
     if options.until == "download":
         return Report(data, f"{offered.version} is downloaded; `freehold upgrade` makes it the next to boot.\n")
+    # Before the commit point: what boots next can then have the device key at once.
+    data["device_key"] = _allow_device_key(sysroot, offered.id, monitor)
     with step(monitor, "staging"):
         stage.commit(sysroot, offered)
         stage.remember(sysroot, config, None)
@@ -87,6 +89,23 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
     if options.reboot:
         _reboot()
     return Report(data, f"{offered.version} is staged and boots next; `systemctl reboot` switches to it.\n")
+
+
+def _allow_device_key(sysroot: Sysroot, deployment: str, monitor: Monitor) -> bool:
+    """Let the staged deployment have the device key, where there is one. That it cannot does not keep a machine from updating."""
+    from freehold.device.device_key import Places
+
+    if not Places(sysroot.root / "owner", sysroot.state).certificate.exists():
+        return False
+    from freehold.device import device_key, device_key_verbs
+    from freehold.lock import actions
+
+    try:
+        device_key.allow(device_key_verbs.this_machine(), actions.standing(), deployment)
+    except (FreeholdError, OSError) as error:
+        monitor.message(f"the device key will not be there after the reboot: {error}")
+        return False
+    return True
 
 
 def rollback(sysroot: Sysroot, monitor: Monitor, *, reboot: bool = False) -> Report:

@@ -146,7 +146,9 @@ def is_request(data: bytes) -> bool:
 
 def write_facts(value: Facts) -> bytes:
     """The text of ``device.facts``."""
-    return _text([f"keeper {value.keeper}", f"sha256 {value.sha256}", f"made {value.made}", f"not-after {value.not_after}"])
+    return _text(
+        [f"keeper {value.keeper}", f"sha256 {value.sha256}", f"made {value.made}", f"not-after {value.not_after}"]
+    )
 
 
 def read_facts(data: bytes) -> Facts:

@@ -4,7 +4,8 @@
 The keychain is always an explicit argument, there is no default root of trust, and an empty one
 denies. Signatures are RSA PKCS#1 v1.5 with SHA-256. A signature counts when a certificate of the keychain
 made it, or, for a document, when it encloses a certificate that a vendor of the keychain issued (a release's), or
-that an owner of the keychain issued for this very machine (a device's). What the keychain's list of revoked certificates names never counts, in no place. Dates are no policy here: a machine
+that an owner of the keychain issued for this very machine (a device's). What the keychain's list of revoked
+certificates names never counts, in no place. Dates are no policy here: a machine
 has no clock that it could trust, and the kernel does not look at them.
 """
 

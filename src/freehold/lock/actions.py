@@ -90,12 +90,12 @@ def capture() -> Captured:
     return Captured(found, config, tuple(left_out))
 
 
-def propose(lock: Literal["open", "audit", "locked"], config: str | None) -> Intent:
-    """The intent that would follow the standing one."""
+def propose(lock: Literal["open", "audit", "locked"], config: str | None, *, strict: bool = False) -> Intent:
+    """The intent that would follow the standing one; ``strict``: no device key."""
     current = standing().intent
     return Intent(
         machine=machine_id(), serial=current.serial + 1 if current else 1, lock=lock, since=int(time.time()),
-        config=config,
+        config=config, strict=strict,
     )  # fmt: skip
 
 
