@@ -1,0 +1,682 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device key without a TPM: its texts, its certificate, boots that may use it, the key in a file; what is foreseen of registers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+from uuid import UUID
+
+import pytest
+from cryptography import x509 as cx509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lab_release import Lab, key
+
+from freehold.cli import main
+from freehold.device import device_key, device_key_verbs, upgrade
+from freehold.device.device_key import DeviceKeyError, Machine, Places
+from freehold.device.status import gather, text
+from freehold.device.tpm import Tpm
+from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
+from freehold.keys import device, eventlog, issue, pcr, x509
+from freehold.keys.efi import CERT_X509, OWNER, Signature, certificate_list
+from freehold.keys.formats import Revocation
+from freehold.keys.verify import Certificate, Keychain, judge_leaf, machine_of, verify_document
+from freehold.lock import intent as intents
+from freehold.lock import verbs as lock_verbs
+from freehold.lock.intent import Intent, Standing
+from freehold.monitor import NullMonitor
+
+ID, OTHER = "1" * 32, "2" * 32
+LOCKED = Intent(machine=ID, serial=3, lock="locked", since=5)
+SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+blobs = st.binary(min_size=1, max_size=600)
+states = st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex), max_size=device.MAX_STATES).map(tuple)
+
+
+def unasked(prompt: str) -> bytes:
+    raise AssertionError(prompt)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An owner, another one, a vendor."""
+    directory = tmp_path_factory.mktemp("keys")
+    for name, role in (("me", "owner"), ("stranger", "owner"), ("vendor", "vendor")):
+        issue.create(name, role, directory, None)  # type: ignore[arg-type]
+    return directory
+
+
+def signer(keys: Path, name: str = "me") -> x509.Signer:
+    return x509.load_signer(f"file:{keys}/{name}.key", unasked)
+
+
+def keychain(keys: Path, revoked: tuple[Revocation, ...] = ()) -> Keychain:
+    release = Certificate("release", "vendor", key("release", "vendor").certificate)
+    return Keychain(
+        (Certificate("owner", "me", signer(keys).certificate_der()), release,
+         Certificate("vendor", "vendor", signer(keys, "vendor").certificate_der())), revoked,
+    )  # fmt: skip
+
+
+# The texts
+
+
+@given(blobs, blobs, blobs, states, st.booleans())
+def test_a_keys_file_is_read_as_it_was_written(public: bytes, secret: bytes, sealed: bytes, some: tuple[str, ...], tpm: bool) -> None:
+    value = device.KeyFile("tpm2" if tpm else "file", ID, public, secret, sealed if tpm else b"", some)
+    assert device.read_key(device.write_key(value)) == value
+    bundle = device.Bundle(secret, some)
+    assert device.read_bundle(device.write_bundle(bundle)) == bundle
+    request = device.Request(ID, public)
+    assert device.read_request(device.write_request(request)) == request
+    assert device.read_answer(device.write_answer(public)) == public
+
+
+@given(st.binary(max_size=300), st.data())
+def test_damaged_texts_are_refused_in_words_or_read_as_spelt(noise: bytes, data: st.DataObject) -> None:
+    """Every reader either says ValueError or has read exactly what its writer would write."""
+    value = device.KeyFile("tpm2", ID, b"public", b"secret", b"sealed", ("a" * 64,))
+    facts = device.Facts("file", "b" * 64, 1, 2)
+    pairs: list[tuple[bytes, Callable[[bytes], object], Callable[..., bytes]]] = [
+        (device.write_key(value), device.read_key, device.write_key),
+        (device.write_bundle(device.Bundle(b"private", ("c" * 64,))), device.read_bundle, device.write_bundle),
+        (device.write_request(device.Request(ID, b"old")), device.read_request, device.write_request),
+        (device.write_answer(b"new"), device.read_answer, device.write_answer),
+        (device.write_facts(facts), device.read_facts, device.write_facts),
+    ]
+    good, read, write = data.draw(st.sampled_from(pairs))
+    at = data.draw(st.integers(0, len(good)))
+    cut = data.draw(st.integers(0, 5))
+    changed = good[:at] + noise + good[at + cut :]
+    try:
+        found = read(changed)
+    except ValueError:
+        return
+    assert write(found) == changed
+
+
+@pytest.mark.parametrize("size", [device.MAX_KEY_FILE + 1, 1 << 22])
+def test_texts_have_a_limit(size: int) -> None:
+    for read in (device.read_key, device.read_bundle, device.read_request, device.read_answer, device.read_facts):
+        with pytest.raises(ValueError, match="larger"):
+            cast(Callable[[bytes], object], read)(b"a" * size)
+
+
+@given(blobs)
+def test_a_line_behind_an_intent_comes_off_as_it_went_on(value: bytes) -> None:
+    words = intents.serialize(LOCKED)
+    for mark in (device.REQUEST_LINE, device.CERTIFICATE_LINE):
+        assert device.detach(device.attach(words, mark, value), mark) == (words, value)
+        assert device.detach(device.attach(words, mark, None), mark) == (words, None)
+
+
+@given(st.binary(max_size=400))
+def test_detaching_never_loses_a_byte(data: bytes) -> None:
+    for mark in (device.REQUEST_LINE, device.CERTIFICATE_LINE):
+        for whole in (data, data + b"\n" + mark + data + b"\n"):
+            try:
+                head, value = device.detach(whole, mark)
+            except InputError:
+                continue
+            assert device.attach(head, mark, value) == whole
+
+
+# The certificate
+
+
+@pytest.fixture(scope="module")
+def certificate(keys: Path) -> tuple[rsa.RSAPrivateKey, bytes]:
+    private = rsa.generate_private_key(65537, 2048)
+    return private, issue.device_certificate(private.public_key(), ID, signer(keys))
+
+
+def test_a_device_certificate_counts_on_its_machine_only(
+    keys: Path, certificate: tuple[rsa.RSAPrivateKey, bytes]
+) -> None:
+    private, der = certificate
+    assert machine_of(cx509.load_der_x509_certificate(der)) == ID
+    assert judge_leaf(der, keychain(keys), "device", ID) == (ID, "me")
+    made = x509.Signer(private, cx509.load_der_x509_certificate(der))
+    document = made.sign_document(b"text")
+    good = verify_document(b"text", document, keychain=keychain(keys), role="device", machine=ID)
+    assert (good.ok, good.reason) == (True, f"signed by {ID} (device), issued by me (owner)")
+    for role, machine, said in (("device", OTHER, "another machine"), ("device", None, "another machine"),
+                                ("release", ID, "not of role release"), ("owner", ID, "not of role owner")):  # fmt: skip
+        bad = verify_document(b"text", document, keychain=keychain(keys), role=role, machine=machine)  # type: ignore[arg-type]
+        assert not bad.ok
+        assert said in bad.reason
+    assert not verify_document(b"texT", document, keychain=keychain(keys), role="device", machine=ID).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("stranger", "issued by no owner"), ("vendor", "issued by no owner"), ("unbound", "another machine"),
+     ("release", "not of role device"), ("revoked", "is revoked: lost"), ("owner revoked", r"issued by me \(owner\), which is revoked")],
+)  # fmt: skip
+def test_certificates_that_do_not_count(
+    keys: Path, certificate: tuple[rsa.RSAPrivateKey, bytes], name: str, said: str
+) -> None:
+    public = certificate[0].public_key()
+    chain = keychain(keys)
+    by, role, machine = signer(keys), "device", ID
+    if name in ("stranger", "vendor"):
+        by = signer(keys, name)
+    if name == "release":
+        role = "release"
+    der = x509.der_of(issue.issued(public, ID, role, by, 9, None if name == "unbound" else machine))  # type: ignore[arg-type]
+    if name == "revoked":
+        chain = keychain(keys, (Revocation(hashlib.sha256(der).hexdigest(), "lost"),))
+    if name == "owner revoked":
+        chain = keychain(keys, (Revocation(hashlib.sha256(by.certificate_der()).hexdigest(), "gone"),))
+    with pytest.raises(ValueError, match=said):
+        judge_leaf(der, chain, "device", ID)
+
+
+# Registers
+
+
+def event(register: int, kind: int, digest: bytes, data: bytes = b"data") -> bytes:
+    digests = struct.pack("<IH", 2, 0x0004) + hashlib.sha1(digest).digest() + struct.pack("<H", 0x000B) + digest
+    return struct.pack("<II", register, kind) + digests + struct.pack("<I", len(data)) + data
+
+
+def log(*events: bytes) -> bytes:
+    """A crypto agile log with a SHA-1 and a SHA-256 bank, as OVMF writes them."""
+    head = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 2) + struct.pack("<HHHH", 4, 20, 0xB, 32) + b"\0"
+    return struct.pack("<II20xI", 0, 3, len(head)) + head + b"".join(events)
+
+
+def digest(word: bytes) -> bytes:
+    return hashlib.sha256(word).digest()
+
+
+VENDOR, MINE = Signature(CERT_X509, OWNER, b"vendor's certificate"), Signature(CERT_X509, OWNER, b"owner's certificate")
+VARIABLES = [digest(word) for word in (b"SecureBoot", b"PK", b"KEK", b"db", b"dbx", b"separator")]
+
+
+def test_the_log_gives_one_registers_events() -> None:
+    data = log(event(7, 1, digest(b"a")), event(4, 1, digest(b"other")), event(7, 3, digest(b"no action")), event(7, 4, digest(b"b")))
+    assert eventlog.register_events(data, 7) == (digest(b"a"), digest(b"b"))
+    assert eventlog.replay([]) == bytes(32)
+    assert eventlog.replay((digest(b"a"), digest(b"b"))) == digest(digest(bytes(32) + digest(b"a")) + digest(b"b"))
+
+
+@given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 60))
+@settings(max_examples=300)
+def test_damaged_logs_are_refused_in_words(noise: bytes, at: int, cut: int) -> None:
+    good = log(*(event(7, 1, digest(bytes([number]))) for number in range(4)))
+    for data in (noise, good[:at] + noise + good[at + cut :], good[:at]):
+        try:
+            found = eventlog.register_events(data, 7)
+        except ValueError:
+            continue
+        assert all(len(one) == 32 for one in found)
+
+
+def test_what_vouches_is_measured_as_firmware_does() -> None:
+    """UEFI_VARIABLE_DATA by hand: GUID of db, the two lengths, the name in UTF-16, the entry with its owner."""
+    guid = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f").bytes_le
+    by_hand = guid + (2).to_bytes(8, "little") + (16 + len(VENDOR.data)).to_bytes(8, "little") + b"d\0b\0" + OWNER.bytes_le
+    assert eventlog.vouching(VENDOR) == digest(by_hand + VENDOR.data)
+
+
+def test_a_first_change_of_the_owners_is_foreseen_and_the_way_back() -> None:
+    """The vendor's boot and the derived one have different values, and each leads to the other."""
+    db = (VENDOR, MINE)
+    release = [*VARIABLES, eventlog.vouching(VENDOR)]
+    derived = [*release, eventlog.vouching(MINE)]
+    one, two = eventlog.replay(release), eventlog.replay(derived)
+    assert eventlog.foresee(release, db, MINE.data) == (one, two)
+    assert eventlog.foresee(derived, db, MINE.data) == (two, one)
+    # Without the owner in db a derived image does not start: nothing else is to be believed.
+    assert eventlog.foresee(release, (VENDOR,), MINE.data) == (one,)
+    only = [*VARIABLES, eventlog.vouching(MINE)]
+    assert eventlog.foresee(only, (MINE,), MINE.data) == (eventlog.replay(only),)
+
+
+def test_secure_boot_off_is_never_among_the_values() -> None:
+    off = eventlog.replay([digest(b"SecureBoot off"), *VARIABLES[1:]])
+    assert off not in eventlog.foresee([*VARIABLES, eventlog.vouching(VENDOR)], (VENDOR, MINE), MINE.data)
+    # Nor the variables without anything that vouched: nothing signed was started then.
+    assert eventlog.replay(VARIABLES) not in eventlog.foresee([*VARIABLES, eventlog.vouching(MINE)], (MINE,), MINE.data)
+
+
+def pe(*sections: tuple[bytes, bytes, int]) -> bytes:
+    """A PE image with these sections: name, stored bytes, size in memory."""
+    head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
+    head += struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, len(sections), 0, 0, 0, 0, 0)
+    at = len(head) + 40 * len(sections)
+    rows, bodies = b"", b""
+    for name, body, size in sections:
+        rows += struct.pack("<8sIIII16x", name, size, 0, len(body), at + len(bodies))
+        bodies += body
+    return head + rows + bodies
+
+
+def test_a_kernel_image_is_measured_section_by_section() -> None:
+    expected = bytes(32)
+    for part in (b".linux\0", b"kernel\0\0", b".cmdline\0", b"quiet", b".initrd\0", b"files"):
+        expected = pcr.extend(expected, part)
+    parts = ((b".initrd", b"files", 5), (b".text", b"code", 4), (b".cmdline", b"quiet...", 5), (b".linux", b"kernel", 8))
+    assert pcr.kernel_register(pe(*parts)) == expected
+    # A signature of policies is not measured; another profile's sections are not, which the menu starts on demand.
+    assert pcr.kernel_register(pe(*parts, (b".pcrsig", b"signed", 6))) == expected
+    first = pcr.kernel_register(pe(*parts, (b".profile", b"ID=main", 7)))
+    rescue = ((b".profile", b"ID=rescue", 9), (b".cmdline", b"rescue", 6))
+    assert pcr.kernel_register(pe(*parts, (b".profile", b"ID=main", 7), *rescue)) == first != expected
+    with pytest.raises(ValueError, match="depends on the board"):
+        pcr.kernel_register(pe(*parts, (b".dtbauto", b"tree", 4)))
+    with pytest.raises(ValueError, match="no kernel"):
+        pcr.kernel_register(pe(*parts[:3]))
+
+
+@given(st.binary(max_size=120), st.integers(0, 320), st.integers(0, 40))
+@settings(max_examples=300)
+def test_damaged_kernel_images_are_refused_in_words(noise: bytes, at: int, cut: int) -> None:
+    good = pe((b".linux", b"kernel", 6), (b".cmdline", b"quiet", 5))
+    for data in (noise, b"MZ" + noise, good[:at] + noise + good[at + cut :]):
+        try:
+            assert len(pcr.kernel_register(data)) == 32
+        except ValueError:
+            continue
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 23), max_size=3), st.binary(min_size=32, max_size=32), blobs), max_size=4))
+def test_signature_files_are_read_as_written(rows: list[tuple[list[int], bytes, bytes]]) -> None:
+    policies = tuple(pcr.Policy(tuple(some), one, one, signature) for some, one, signature in rows)
+    assert pcr.parse(pcr.serialize(policies)) == policies
+
+
+@given(st.binary(max_size=200), st.recursive(st.none() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)))
+def test_foreign_signature_files_are_refused_in_words(noise: bytes, value: object) -> None:
+    for data in (noise, json.dumps(value).encode(), json.dumps({"sha256": value}).encode(), json.dumps({"sha256": [value]}).encode()):
+        try:
+            pcr.parse(data)
+        except ValueError:
+            continue
+    with pytest.raises(ValueError, match="larger"):
+        pcr.parse(b" " * (pcr.MAX_SIGNATURE_FILE + 1))
+
+
+# A machine without a TPM
+
+
+class Bench:
+    """A locked machine with Secure Boot on and no TPM; ``machine`` is what the functions take."""
+
+    def __init__(self, lab: Lab, keys: Path) -> None:
+        self.lab, self.keys = lab, keys
+        system = lab.sysroot.system
+        (system / SECURE_BOOT).parent.mkdir(parents=True)
+        (system / SECURE_BOOT).write_bytes(b"\6\0\0\0\1")
+        db = certificate_list(signer(keys).certificate_der())
+        (system / device_key._DB).write_bytes(b"\6\0\0\0" + db)
+        self.record(keychain_source="firmware")
+        self.guard("locked")
+        owner = lab.sysroot.root / "owner"
+        owner.mkdir()
+        lab.sysroot.state.mkdir(exist_ok=True)
+        (system / "run/freehold").mkdir(parents=True, exist_ok=True)
+        tpm = Tpm(directory=system / "sys/class/tpm/tpm0", scratch=system / "run/freehold")
+        self.machine = Machine(ID, lab.sysroot, keychain(keys), Places(owner, lab.sysroot.state), tpm)
+
+    def record(self, **values: object) -> None:
+        (self.lab.sysroot.system / "run/freehold/boot.json").write_text(json.dumps(values))
+
+    def guard(self, mode: str) -> None:
+        path = self.lab.sysroot.system / "usr/lib/freehold/guardctl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'#!/bin/sh\necho \'{{"loaded": true, "mode": "{mode}"}}\'\n')
+        path.chmod(0o755)
+
+    def secure_boot(self, on: bool) -> None:
+        (self.lab.sysroot.system / SECURE_BOOT).write_bytes(b"\6\0\0\0" + bytes([on]))
+
+    def lock(self, by: str = "me", machine: str = ID) -> bytes:
+        """Make a key and put it in place with a certificate; the certificate."""
+        made = device_key.make(self.machine)
+        public = issue.requested_key_der(made.request, "it")
+        der = issue.device_certificate(public, machine, signer(self.keys, by))
+        device_key.install(self.machine, der)
+        return der
+
+
+@pytest.fixture
+def bench(tmp_path: Path, keys: Path) -> Bench:
+    return Bench(Lab(tmp_path / "lab"), keys)
+
+
+def standing(value: Intent | None = LOCKED) -> Standing:
+    return Standing(value.lock if value else "locked", value, "me", "it is damaged")
+
+
+def test_the_key_of_a_locked_machine_signs_for_it(bench: Bench) -> None:
+    der = bench.lock()
+    opened = device_key.open_signer(bench.machine, standing())
+    assert opened.certificate_der() == der
+    document = opened.sign_document(b"a manifest")
+    assert verify_document(b"a manifest", document, keychain=bench.machine.keychain, role="device", machine=ID).ok
+    # Four consumers: documents above; PKCS#7 with the leaf embedded for files, policies and modules.
+    assert der in opened.sign_verity(bytes(32), embed_certificate=True)
+    places = bench.machine.places
+    assert (places.key.stat().st_mode & 0o777, places.secret.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert not places.waiting.exists()
+    facts = device_key.facts(places)
+    assert facts is not None
+    assert (facts.keeper, facts.sha256) == ("file", hashlib.sha256(der).hexdigest())
+    with pytest.raises(FreeholdError, match="not given to programs"), opened.lend():
+        pass
+
+
+def off(bench: Bench) -> None:
+    bench.secure_boot(on=False)
+
+
+def own_ring(bench: Bench) -> None:
+    bench.record(keychain_source="image")
+
+
+def rescue(bench: Bench) -> None:
+    bench.record(keychain_source="firmware", rescue=True)
+
+
+def unverified(bench: Bench) -> None:
+    (bench.lab.sysroot.system / "proc/cmdline").write_text("quiet ro\n")
+
+
+def guard_open(bench: Bench) -> None:
+    bench.guard("open")
+
+
+def gone(bench: Bench) -> None:
+    bench.machine.places.key.unlink()
+
+
+def nothing(_: Bench) -> None:
+    """The boot is as it should be."""
+
+
+@pytest.mark.parametrize(
+    ("change", "intent", "said"),
+    [
+        (off, LOCKED, "^Secure Boot is off: the device key is not used$"),
+        (own_ring, LOCKED, "the image's keychain"),
+        (rescue, LOCKED, "rescue boot"),
+        (unverified, LOCKED, "no verified image"),
+        (guard_open, LOCKED, "not locked"),
+        (nothing, None, "no valid intent of the owner stands .it is damaged"),
+        (nothing, replace(LOCKED, strict=True), "strict"),
+        (nothing, replace(LOCKED, lock="audit"), "not locked"),
+        (nothing, replace(LOCKED, lock="open"), "not locked"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_boots_that_may_not_use_it(
+    bench: Bench, change: Callable[[Bench], None], intent: Intent | None, said: str
+) -> None:
+    bench.lock()
+    assert device_key.open_signer(bench.machine, standing())
+    change(bench)
+    with pytest.raises(DeviceKeyError, match=said) as caught:
+        device_key.open_signer(bench.machine, standing(intent))
+    assert "\n" not in caught.value.message
+
+
+def test_a_machine_without_a_key_says_so(bench: Bench) -> None:
+    bench.lock()
+    gone(bench)
+    with pytest.raises(NotHereError, match="has no device key"):
+        device_key.open_signer(bench.machine, standing())
+
+
+def test_no_key_is_made_with_secure_boot_off(bench: Bench) -> None:
+    bench.secure_boot(on=False)
+    with pytest.raises(DeviceKeyError, match="Secure Boot is off: no device key is made"):
+        device_key.make(bench.machine)
+    assert not bench.machine.places.secret.exists()
+
+
+@pytest.mark.parametrize(("by", "machine", "said"), [("stranger", ID, "issued by no owner"), ("me", OTHER, "another machine")])
+def test_certificates_that_do_not_fit_are_not_installed(bench: Bench, by: str, machine: str, said: str) -> None:
+    with pytest.raises(VerificationError, match=said):
+        bench.lock(by, machine)
+    assert bench.machine.places.waiting.exists()
+    assert not bench.machine.places.key.exists()
+
+
+def test_a_certificate_of_another_key_is_not_installed(bench: Bench, certificate: tuple[rsa.RSAPrivateKey, bytes]) -> None:
+    device_key.make(bench.machine)
+    with pytest.raises(VerificationError, match="not of this machine's device key"):
+        device_key.install(bench.machine, certificate[1])
+    bench.machine.places.waiting.unlink()
+    with pytest.raises(VerificationError, match="waits for a certificate"):
+        device_key.install(bench.machine, certificate[1])
+
+
+def test_a_changed_file_is_not_used(bench: Bench) -> None:
+    bench.lock()
+    path = bench.machine.places.key
+    good = device.read_key(path.read_bytes())
+    other = rsa.generate_private_key(65537, 2048)
+    swapped = device.write_bundle(device.Bundle(device_key._private_der(other)))
+    for value, said in (
+        (good._replace(secret=swapped), "not the one that its file names"),
+        (good._replace(machine=OTHER), "another machine's"),
+        (good._replace(public=device_key._public_der(other)), "no certificate that counts"),
+        (good._replace(secret=b"rubbish\n"), "lacks the line"),
+    ):
+        path.write_bytes(device.write_key(value))
+        with pytest.raises(VerificationError, match=said):
+            device_key.open_signer(bench.machine, standing())
+    path.write_bytes(device.write_key(good))
+    assert device_key.open_signer(bench.machine, standing())
+
+
+def test_destroying_leaves_no_key_and_a_certificate_aside(bench: Bench) -> None:
+    der = bench.lock()
+    private = device.read_key(bench.machine.places.key.read_bytes()).secret
+    fd = bench.machine.places.key.open("rb")
+    assert device_key.destroy(bench.machine.places)
+    # The same inode, still open: its content is gone, not only its name.
+    assert base64.b64encode(private)[:64] not in fd.read()
+    fd.close()
+    left = sorted(path.name for path in bench.machine.places.owner.rglob("*") if path.is_file())
+    assert [name.startswith("device-") for name in left] == [True]
+    assert (bench.machine.places.owner / left[0]).read_bytes() == der
+    assert device_key.facts(bench.machine.places) is None
+    assert not device_key.destroy(bench.machine.places)
+
+
+def test_a_certificate_is_renewed_for_the_same_key(bench: Bench, keys: Path) -> None:
+    bench.lock()
+    request = device_key.renewal(bench.machine)
+    machine, new = device_key_verbs.recertify(request, signer(keys), 2000)
+    assert machine == ID
+    until = device_key.renew(bench.machine, new)
+    assert until > datetime.now(UTC).timestamp() + 1900 * 86400
+    assert device_key.open_signer(bench.machine, standing()).certificate_der() == new
+    # Root can write where it lies. What does not verify is passed over, and the old one counts again.
+    stranger = issue.device_certificate(cast(RSAPublicKey, cx509.load_der_x509_certificate(new).public_key()), ID, signer(keys, "stranger"))
+    for bad in (stranger, b"rubbish", b""):
+        bench.machine.places.renewed.write_bytes(bad)
+        assert device_key.open_signer(bench.machine, standing()).certificate_der() != new
+        with pytest.raises(VerificationError):
+            device_key.renew(bench.machine, bad)
+
+
+def test_only_keys_that_the_owner_certified_get_another_certificate(
+    keys: Path, certificate: tuple[rsa.RSAPrivateKey, bytes]
+) -> None:
+    good = device.Request(ID, certificate[1])
+    assert device_key_verbs.recertify(device.write_request(good), signer(keys), None)[0] == ID
+    for request, by in ((good._replace(machine=OTHER), "me"), (good, "stranger"), (good._replace(certificate=b"x"), "me")):
+        with pytest.raises(InputError, match="gets no certificate"):
+            device_key_verbs.recertify(device.write_request(request), signer(keys, by), None)
+
+
+def test_status_shows_the_key(bench: Bench) -> None:
+    before = gather(bench.lab.sysroot)
+    assert "device key" not in text(before)
+    der = bench.lock()
+    data = gather(bench.lab.sysroot)
+    lock = data["lock"]
+    assert isinstance(lock, dict)
+    row = lock["keychain"][-1]
+    assert (row["role"], row["keeper"], row["sha256"]) == ("device", "file", hashlib.sha256(der).hexdigest())
+    assert not row["revoked"]
+    assert "2 keys; device key in a file, until 20" in text(data)
+    bench.machine.places.facts.write_bytes(b"rubbish\n")
+    assert text(gather(bench.lab.sysroot)) == text(before)
+
+
+# The owner's side
+
+
+def lock_request(asked: bytes | None, **more: object) -> bytes:
+    return device.attach(intents.serialize(replace(LOCKED, **more)), device.REQUEST_LINE, asked)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def asked(certificate: tuple[rsa.RSAPrivateKey, bytes]) -> bytes:
+    return issue.request_der(certificate[0], ID)
+
+
+def test_an_answer_carries_intent_and_certificate(keys: Path, asked: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lock.request").write_bytes(lock_request(asked))
+    assert main(["sign", str(tmp_path / "lock.request"), "--key", f"file:{keys}/me.key", "--days", "30", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["device_key"] is True
+    assert "certificate for its device key" in shown.err
+    answer = (tmp_path / "lock.request.signed").read_bytes()
+    signed, der = device.detach(answer, device.CERTIFICATE_LINE)
+    assert der is not None
+    assert judge_leaf(der, keychain(keys), "device", ID) == (ID, "me")
+    assert intents.judge(signed, keychain=keychain(keys), machine=ID).intent == LOCKED
+    read = cx509.load_der_x509_certificate(der)
+    assert (read.not_valid_after_utc - datetime.now(UTC)).days in (29, 30)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_requests_without_a_device_key_are_answered_as_before(keys: Path, tmp_path: Path, strict: bool) -> None:
+    (tmp_path / "r").write_bytes(lock_request(None, strict=strict))
+    assert main(["sign", str(tmp_path / "r"), "--key", f"file:{keys}/me.key"]) == 0
+    answer = (tmp_path / "r.signed").read_bytes()
+    assert device.detach(answer, device.CERTIFICATE_LINE) == (answer, None)
+    # What the early step reads is the whole file.
+    assert intents.judge(answer, keychain=keychain(keys), machine=ID).intent == replace(LOCKED, strict=strict)
+
+
+def test_the_owner_may_sign_the_lock_without_the_key(keys: Path, asked: bytes, tmp_path: Path) -> None:
+    (tmp_path / "r").write_bytes(lock_request(asked))
+    assert main(["sign", str(tmp_path / "r"), "--key", f"file:{keys}/me.key", "--no-device-key"]) == 0
+    answer = (tmp_path / "r.signed").read_bytes()
+    assert device.detach(answer, device.CERTIFICATE_LINE) == (answer, None)
+
+
+@pytest.mark.parametrize("more", [{"strict": True}, {"lock": "open"}, {"lock": "audit"}])
+def test_requests_that_want_a_key_their_intent_forbids_are_refused(
+    keys: Path, asked: bytes, tmp_path: Path, more: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r").write_bytes(lock_request(asked, **more))
+    assert main(["sign", str(tmp_path / "r"), "--key", f"file:{keys}/me.key"]) == 2
+    assert "does not allow" in capsys.readouterr().err
+    assert not (tmp_path / "r.signed").exists()
+
+
+def test_a_request_by_somebody_without_the_key_is_refused(keys: Path, asked: bytes, tmp_path: Path) -> None:
+    """Its signature proves that who asks has the private key."""
+    changed = asked[:-1] + bytes([asked[-1] ^ 1])
+    for bad in (changed, b"rubbish"):
+        (tmp_path / "r").write_bytes(lock_request(bad))
+        assert main(["sign", str(tmp_path / "r"), "--key", f"file:{keys}/me.key"]) == 2
+    assert not (tmp_path / "r.signed").exists()
+
+
+def test_a_renewal_is_signed_by_the_same_verb(keys: Path, certificate: tuple[rsa.RSAPrivateKey, bytes], tmp_path: Path) -> None:
+    (tmp_path / "r").write_bytes(device.write_request(device.Request(ID, certificate[1])))
+    assert main(["sign", str(tmp_path / "r"), "--key", f"file:{keys}/me.key"]) == 0
+    der = device.read_answer((tmp_path / "r.signed").read_bytes())
+    assert judge_leaf(der, keychain(keys), "device", ID) == (ID, "me")
+    assert der != certificate[1]
+
+
+# Locking
+
+
+def test_what_a_lock_keeps_and_destroys(bench: Bench, keys: Path) -> None:
+    monitor = NullMonitor()
+    strict, audit = replace(LOCKED, strict=True), replace(LOCKED, lock="audit")
+    assert device_key_verbs.ask_for(strict, bench.machine, monitor) is None
+    assert device_key_verbs.ask_for(audit, bench.machine, monitor) is None
+    assert not bench.machine.places.secret.exists()
+    asked = device_key_verbs.ask_for(LOCKED, bench.machine, monitor)
+    assert asked is not None
+    der = device_key_verbs.certify(asked, LOCKED, signer(keys), None)
+    facts = device_key_verbs.keep(LOCKED, der, bench.machine, monitor)
+    assert facts is not None
+    assert bench.machine.places.key.exists()
+    assert device_key_verbs.keep(audit, None, bench.machine, monitor) is None
+    assert bench.machine.places.key.exists()
+    # Strict: destroyed, whatever the answer has.
+    assert device_key_verbs.keep(strict, der, bench.machine, monitor) is None
+    assert not bench.machine.places.key.exists()
+
+
+def test_a_lock_goes_on_where_no_key_can_be_made(bench: Bench) -> None:
+    said: list[str] = []
+
+    class Listening(NullMonitor):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    bench.secure_boot(on=False)
+    assert device_key_verbs.ask_for(LOCKED, bench.machine, Listening()) is None
+    assert said[0].startswith("no device key: Secure Boot is off")
+
+
+def test_an_owner_out_of_date_still_locks(bench: Bench, keys: Path) -> None:
+    asked = device_key_verbs.ask_for(LOCKED, bench.machine, NullMonitor())
+    assert asked is not None
+    expired = x509.Signer(signer(keys).private_key, _expired(signer(keys)))
+    assert lock_verbs._certified(asked, LOCKED, expired, NullMonitor()) is None
+    assert lock_verbs._certified(asked, LOCKED, signer(keys), NullMonitor()) is not None
+
+
+def _expired(of: x509.Signer) -> cx509.Certificate:
+    begin = datetime(2020, 1, 1, tzinfo=UTC)
+    return (
+        cx509.CertificateBuilder().subject_name(of.certificate.subject).issuer_name(of.certificate.subject)
+        .public_key(of.private_key.public_key()).serial_number(5).not_valid_before(begin)
+        .not_valid_after(datetime(2021, 1, 1, tzinfo=UTC))
+        .add_extension(cx509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(of.private_key, hashes.SHA256())
+    )  # fmt: skip
+
+
+def test_an_upgrade_without_a_device_key_asks_for_none(bench: Bench) -> None:
+    assert upgrade._allow_device_key(bench.lab.sysroot, bench.lab.running.id, NullMonitor()) is False
+
+
+def test_a_policy_is_signed_for_each_state_and_phase() -> None:
+    private = rsa.generate_private_key(65537, 2048)
+    made = pcr.allow(
+        digest(b"kernel"), [digest(b"a"), digest(b"b")], digest(b"key"),
+        lambda data: private.sign(data, padding.PKCS1v15(), hashes.SHA256()),
+    )  # fmt: skip
+    assert len({policy.digest for policy in made}) == 2 * len(pcr.PHASES)
+    assert {policy.pcrs for policy in made} == {(7, 11)}
+    words = {word for phase in pcr.PHASES for word in phase}
+    assert all(phase[0] == "freehold-locked" for phase in pcr.PHASES)
+    assert words == {"freehold-locked", "sysinit", "ready"}
