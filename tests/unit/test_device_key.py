@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device key without a TPM: its texts, its certificate, boots that may use it, the key in a file; what is foreseen of registers."""
+"""The device key without a TPM: its texts, certificate and file, boots that may use it, registers foreseen."""
 
 from __future__ import annotations
 
@@ -21,32 +21,25 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lab_release import Lab, key
+from lab_device import ID, LOCKED, OTHER, Bench, digest, event, keychain, log, signer, standing
+from lab_release import Lab
 
 from freehold.cli import main
 from freehold.device import device_key, device_key_verbs, upgrade
-from freehold.device.device_key import DeviceKeyError, Machine, Places
+from freehold.device.device_key import DeviceKeyError
 from freehold.device.status import gather, text
-from freehold.device.tpm import Tpm
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.keys import device, eventlog, issue, pcr, x509
-from freehold.keys.efi import CERT_X509, OWNER, Signature, certificate_list
+from freehold.keys.efi import CERT_X509, OWNER, Signature
 from freehold.keys.formats import Revocation
-from freehold.keys.verify import Certificate, Keychain, judge_leaf, machine_of, verify_document
+from freehold.keys.verify import judge_leaf, machine_of, verify_document
 from freehold.lock import intent as intents
 from freehold.lock import verbs as lock_verbs
-from freehold.lock.intent import Intent, Standing
+from freehold.lock.intent import Intent
 from freehold.monitor import NullMonitor
 
-ID, OTHER = "1" * 32, "2" * 32
-LOCKED = Intent(machine=ID, serial=3, lock="locked", since=5)
-SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 blobs = st.binary(min_size=1, max_size=600)
 states = st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex), max_size=device.MAX_STATES).map(tuple)
-
-
-def unasked(prompt: str) -> bytes:
-    raise AssertionError(prompt)
 
 
 @pytest.fixture(scope="module")
@@ -58,23 +51,13 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def signer(keys: Path, name: str = "me") -> x509.Signer:
-    return x509.load_signer(f"file:{keys}/{name}.key", unasked)
-
-
-def keychain(keys: Path, revoked: tuple[Revocation, ...] = ()) -> Keychain:
-    release = Certificate("release", "vendor", key("release", "vendor").certificate)
-    return Keychain(
-        (Certificate("owner", "me", signer(keys).certificate_der()), release,
-         Certificate("vendor", "vendor", signer(keys, "vendor").certificate_der())), revoked,
-    )  # fmt: skip
-
-
 # The texts
 
 
 @given(blobs, blobs, blobs, states, st.booleans())
-def test_a_keys_file_is_read_as_it_was_written(public: bytes, secret: bytes, sealed: bytes, some: tuple[str, ...], tpm: bool) -> None:
+def test_a_keys_file_is_read_as_it_was_written(
+    public: bytes, secret: bytes, sealed: bytes, some: tuple[str, ...], tpm: bool
+) -> None:
     value = device.KeyFile("tpm2" if tpm else "file", ID, public, secret, sealed if tpm else b"", some)
     assert device.read_key(device.write_key(value)) == value
     bundle = device.Bundle(secret, some)
@@ -142,9 +125,7 @@ def certificate(keys: Path) -> tuple[rsa.RSAPrivateKey, bytes]:
     return private, issue.device_certificate(private.public_key(), ID, signer(keys))
 
 
-def test_a_device_certificate_counts_on_its_machine_only(
-    keys: Path, certificate: tuple[rsa.RSAPrivateKey, bytes]
-) -> None:
+def test_a_device_certificate_counts_on_its_machine_only(keys: Path, certificate: tuple[rsa.RSAPrivateKey, bytes]) -> None:
     private, der = certificate
     assert machine_of(cx509.load_der_x509_certificate(der)) == ID
     assert judge_leaf(der, keychain(keys), "device", ID) == (ID, "me")
@@ -163,7 +144,8 @@ def test_a_device_certificate_counts_on_its_machine_only(
 @pytest.mark.parametrize(
     ("name", "said"),
     [("stranger", "issued by no owner"), ("vendor", "issued by no owner"), ("unbound", "another machine"),
-     ("release", "not of role device"), ("revoked", "is revoked: lost"), ("owner revoked", r"issued by me \(owner\), which is revoked")],
+     ("release", "not of role device"), ("revoked", "is revoked: lost"),
+     ("owner revoked", r"issued by me \(owner\), which is revoked")],
 )  # fmt: skip
 def test_certificates_that_do_not_count(
     keys: Path, certificate: tuple[rsa.RSAPrivateKey, bytes], name: str, said: str
@@ -187,27 +169,13 @@ def test_certificates_that_do_not_count(
 # Registers
 
 
-def event(register: int, kind: int, digest: bytes, data: bytes = b"data") -> bytes:
-    digests = struct.pack("<IH", 2, 0x0004) + hashlib.sha1(digest).digest() + struct.pack("<H", 0x000B) + digest
-    return struct.pack("<II", register, kind) + digests + struct.pack("<I", len(data)) + data
-
-
-def log(*events: bytes) -> bytes:
-    """A crypto agile log with a SHA-1 and a SHA-256 bank, as OVMF writes them."""
-    head = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 2) + struct.pack("<HHHH", 4, 20, 0xB, 32) + b"\0"
-    return struct.pack("<II20xI", 0, 3, len(head)) + head + b"".join(events)
-
-
-def digest(word: bytes) -> bytes:
-    return hashlib.sha256(word).digest()
-
-
 VENDOR, MINE = Signature(CERT_X509, OWNER, b"vendor's certificate"), Signature(CERT_X509, OWNER, b"owner's certificate")
 VARIABLES = [digest(word) for word in (b"SecureBoot", b"PK", b"KEK", b"db", b"dbx", b"separator")]
 
 
 def test_the_log_gives_one_registers_events() -> None:
-    data = log(event(7, 1, digest(b"a")), event(4, 1, digest(b"other")), event(7, 3, digest(b"no action")), event(7, 4, digest(b"b")))
+    other = (event(4, 1, digest(b"other")), event(7, 3, digest(b"no action")))
+    data = log(event(7, 1, digest(b"a")), *other, event(7, 4, digest(b"b")))
     assert eventlog.register_events(data, 7) == (digest(b"a"), digest(b"b"))
     assert eventlog.replay([]) == bytes(32)
     assert eventlog.replay((digest(b"a"), digest(b"b"))) == digest(digest(bytes(32) + digest(b"a")) + digest(b"b"))
@@ -299,9 +267,15 @@ def test_signature_files_are_read_as_written(rows: list[tuple[list[int], bytes, 
     assert pcr.parse(pcr.serialize(policies)) == policies
 
 
-@given(st.binary(max_size=200), st.recursive(st.none() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)))
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+)
+
+
+@given(st.binary(max_size=200), VALUES)
 def test_foreign_signature_files_are_refused_in_words(noise: bytes, value: object) -> None:
-    for data in (noise, json.dumps(value).encode(), json.dumps({"sha256": value}).encode(), json.dumps({"sha256": [value]}).encode()):
+    wrapped = (value, {"sha256": value}, {"sha256": [value]})
+    for data in (noise, *(json.dumps(one).encode() for one in wrapped)):
         try:
             pcr.parse(data)
         except ValueError:
@@ -313,53 +287,9 @@ def test_foreign_signature_files_are_refused_in_words(noise: bytes, value: objec
 # A machine without a TPM
 
 
-class Bench:
-    """A locked machine with Secure Boot on and no TPM; ``machine`` is what the functions take."""
-
-    def __init__(self, lab: Lab, keys: Path) -> None:
-        self.lab, self.keys = lab, keys
-        system = lab.sysroot.system
-        (system / SECURE_BOOT).parent.mkdir(parents=True)
-        (system / SECURE_BOOT).write_bytes(b"\6\0\0\0\1")
-        db = certificate_list(signer(keys).certificate_der())
-        (system / device_key._DB).write_bytes(b"\6\0\0\0" + db)
-        self.record(keychain_source="firmware")
-        self.guard("locked")
-        owner = lab.sysroot.root / "owner"
-        owner.mkdir()
-        lab.sysroot.state.mkdir(exist_ok=True)
-        (system / "run/freehold").mkdir(parents=True, exist_ok=True)
-        tpm = Tpm(directory=system / "sys/class/tpm/tpm0", scratch=system / "run/freehold")
-        self.machine = Machine(ID, lab.sysroot, keychain(keys), Places(owner, lab.sysroot.state), tpm)
-
-    def record(self, **values: object) -> None:
-        (self.lab.sysroot.system / "run/freehold/boot.json").write_text(json.dumps(values))
-
-    def guard(self, mode: str) -> None:
-        path = self.lab.sysroot.system / "usr/lib/freehold/guardctl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'#!/bin/sh\necho \'{{"loaded": true, "mode": "{mode}"}}\'\n')
-        path.chmod(0o755)
-
-    def secure_boot(self, on: bool) -> None:
-        (self.lab.sysroot.system / SECURE_BOOT).write_bytes(b"\6\0\0\0" + bytes([on]))
-
-    def lock(self, by: str = "me", machine: str = ID) -> bytes:
-        """Make a key and put it in place with a certificate; the certificate."""
-        made = device_key.make(self.machine)
-        public = issue.requested_key_der(made.request, "it")
-        der = issue.device_certificate(public, machine, signer(self.keys, by))
-        device_key.install(self.machine, der)
-        return der
-
-
 @pytest.fixture
 def bench(tmp_path: Path, keys: Path) -> Bench:
     return Bench(Lab(tmp_path / "lab"), keys)
-
-
-def standing(value: Intent | None = LOCKED) -> Standing:
-    return Standing(value.lock if value else "locked", value, "me", "it is damaged")
 
 
 def test_the_key_of_a_locked_machine_signs_for_it(bench: Bench) -> None:
@@ -423,9 +353,7 @@ def nothing(_: Bench) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_boots_that_may_not_use_it(
-    bench: Bench, change: Callable[[Bench], None], intent: Intent | None, said: str
-) -> None:
+def test_boots_that_may_not_use_it(bench: Bench, change: Callable[[Bench], None], intent: Intent | None, said: str) -> None:
     bench.lock()
     assert device_key.open_signer(bench.machine, standing())
     change(bench)
@@ -448,7 +376,9 @@ def test_no_key_is_made_with_secure_boot_off(bench: Bench) -> None:
     assert not bench.machine.places.secret.exists()
 
 
-@pytest.mark.parametrize(("by", "machine", "said"), [("stranger", ID, "issued by no owner"), ("me", OTHER, "another machine")])
+@pytest.mark.parametrize(
+    ("by", "machine", "said"), [("stranger", ID, "issued by no owner"), ("me", OTHER, "another machine")]
+)
 def test_certificates_that_do_not_fit_are_not_installed(bench: Bench, by: str, machine: str, said: str) -> None:
     with pytest.raises(VerificationError, match=said):
         bench.lock(by, machine)
@@ -508,7 +438,8 @@ def test_a_certificate_is_renewed_for_the_same_key(bench: Bench, keys: Path) -> 
     assert until > datetime.now(UTC).timestamp() + 1900 * 86400
     assert device_key.open_signer(bench.machine, standing()).certificate_der() == new
     # Root can write where it lies. What does not verify is passed over, and the old one counts again.
-    stranger = issue.device_certificate(cast(RSAPublicKey, cx509.load_der_x509_certificate(new).public_key()), ID, signer(keys, "stranger"))
+    public = cast(RSAPublicKey, cx509.load_der_x509_certificate(new).public_key())
+    stranger = issue.device_certificate(public, ID, signer(keys, "stranger"))
     for bad in (stranger, b"rubbish", b""):
         bench.machine.places.renewed.write_bytes(bad)
         assert device_key.open_signer(bench.machine, standing()).certificate_der() != new
@@ -553,7 +484,9 @@ def asked(certificate: tuple[rsa.RSAPrivateKey, bytes]) -> bytes:
     return issue.request_der(certificate[0], ID)
 
 
-def test_an_answer_carries_intent_and_certificate(keys: Path, asked: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_carries_intent_and_certificate(
+    keys: Path, asked: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "lock.request").write_bytes(lock_request(asked))
     assert main(["sign", str(tmp_path / "lock.request"), "--key", f"file:{keys}/me.key", "--days", "30", "--json"]) == 0
     shown = capsys.readouterr()
@@ -604,7 +537,9 @@ def test_a_request_by_somebody_without_the_key_is_refused(keys: Path, asked: byt
     assert not (tmp_path / "r.signed").exists()
 
 
-def test_a_renewal_is_signed_by_the_same_verb(keys: Path, certificate: tuple[rsa.RSAPrivateKey, bytes], tmp_path: Path) -> None:
+def test_a_renewal_is_signed_by_the_same_verb(
+    keys: Path, certificate: tuple[rsa.RSAPrivateKey, bytes], tmp_path: Path
+) -> None:
     (tmp_path / "r").write_bytes(device.write_request(device.Request(ID, certificate[1])))
     assert main(["sign", str(tmp_path / "r"), "--key", f"file:{keys}/me.key"]) == 0
     der = device.read_answer((tmp_path / "r.signed").read_bytes())
