@@ -21,8 +21,8 @@ NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
     "build.cpio", "build.headerball", "build.ids", "build.varmap", "build.recipe_lines", "build.recipe_schema",
-    "build.token_uri", "keys.efi", "keys.formats", "keys.verify", "lock.intent", "lock.machine", "update.manifest",
-    "vm.machine", "vm.keyboard",
+    "build.token_uri", "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.verify", "lock.intent",
+    "lock.machine", "update.manifest", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",

@@ -378,7 +378,7 @@ def test_another_board_does_not_get_it(sealed: Board) -> None:
 def test_a_tpm_in_lockout_says_so_and_comes_back(sealed: Board) -> None:
     # TPM2_DictionaryAttackParameters, no try allowed: lockout at once.
     sealed.authorized(0x13A, 0x4000000A, struct.pack(">III", 0, 1000, 1000))
-    with pytest.raises(FreeholdError, match="^the TPM is in lockout") as caught:
+    with pytest.raises(FreeholdError, match=r"^the TPM is in lockout") as caught:
         sealed.open()
     assert caught.value.hint
     sealed.authorized(0x13A, 0x4000000A, struct.pack(">III", 32, 1000, 1000))
@@ -390,7 +390,7 @@ def test_a_cleared_or_missing_tpm_says_so(sealed: Board) -> None:
     with pytest.raises(FreeholdError, match="or it was cleared"):
         sealed.open()
     sealed.power(on=False)
-    with pytest.raises(FreeholdError, match="^there is no TPM$"):
+    with pytest.raises(FreeholdError, match=r"^there is no TPM$"):
         sealed.open()
 
 
