@@ -615,3 +615,11 @@ def test_a_policy_is_signed_for_each_state_and_phase() -> None:
     words = {word for phase in pcr.PHASES for word in phase}
     assert all(phase[0] == "freehold-locked" for phase in pcr.PHASES)
     assert words == {"freehold-locked", "sysinit", "ready"}
+
+
+def test_key_issue_can_name_the_machine(keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--ca", f"file:{keys}/me.key", "--out", str(tmp_path), "--no-passphrase"]
+    assert main(["key", "issue", "box", "--role", "device", "--machine", ID, *options]) == 0
+    assert judge_leaf((tmp_path / "box.der").read_bytes(), keychain(keys), "device", ID) == ("box", "me")
+    assert main(["key", "issue", "other", "--role", "device", "--machine", "nonsense", *options]) == 2
+    assert "32 lower-case hex digits" in capsys.readouterr().err

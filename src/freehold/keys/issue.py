@@ -67,22 +67,24 @@ def create_for(key: RSAPrivateKey, name: str, role: Role, directory: Path) -> Ke
 
 
 def issue(
-    name: str, role: Role, directory: Path, passphrase: bytes | None, authority: Signer, days: int = DAYS_ISSUED
+    name: str, role: Role, directory: Path, passphrase: bytes | None, authority: Signer, days: int = DAYS_ISSUED,
+    machine: str | None = None,
 ) -> KeyFiles:
     """Make an RSA key in ``directory``, and a certificate for it by ``authority``.
 
     Raises :class:`InputError` as :func:`create`, and when ``authority`` may not issue for ``role`` or is out of date.
     """
     check_authority(authority, role, days)
-    return _new_key(name, directory, passphrase, lambda key: issued(key.public_key(), name, role, authority, days))
+    return _new_key(name, directory, passphrase, lambda key: issued(key.public_key(), name, role, authority, days, machine))
 
 
 def issue_for(
-    public: RSAPublicKey, name: str, role: Role, directory: Path, authority: Signer, days: int = DAYS_ISSUED
+    public: RSAPublicKey, name: str, role: Role, directory: Path, authority: Signer, days: int = DAYS_ISSUED,
+    machine: str | None = None,
 ) -> KeyFiles:
     """Write a certificate by ``authority`` for a key of which only the ``public`` part is here; raises as :func:`issue`."""
     check_authority(authority, role, days)
-    return _write_certificate(name, directory, lambda: issued(public, name, role, authority, days))
+    return _write_certificate(name, directory, lambda: issued(public, name, role, authority, days, machine))
 
 
 def check_authority(authority: Signer, role: Role, days: int) -> None:
