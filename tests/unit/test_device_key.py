@@ -25,7 +25,7 @@ from lab_device import ID, LOCKED, OTHER, Bench, digest, event, keychain, log, s
 from lab_release import Lab
 
 from freehold.cli import main
-from freehold.device import device_key, device_key_verbs, upgrade
+from freehold.device import device_key, device_key_verbs, stage, upgrade
 from freehold.device.device_key import DeviceKeyError
 from freehold.device.status import gather, text
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
@@ -374,6 +374,45 @@ def test_no_key_is_made_with_secure_boot_off(bench: Bench) -> None:
     with pytest.raises(DeviceKeyError, match="Secure Boot is off: no device key is made"):
         device_key.make(bench.machine)
     assert not bench.machine.places.secret.exists()
+
+
+def test_a_second_lock_overwrites_the_first_key(bench: Bench) -> None:
+    bench.lock()
+    private = device.read_key(bench.machine.places.key.read_bytes()).secret
+    with bench.machine.places.key.open("rb") as old:
+        second = bench.lock()
+        assert base64.b64encode(private)[:64] not in old.read()
+    assert device_key.open_signer(bench.machine, standing()).certificate_der() == second
+
+
+def test_what_an_open_boot_leaves_is_no_key(bench: Bench) -> None:
+    """The early step removes key and facts; the certificate stays behind, for nothing."""
+    bench.lock()
+    bench.machine.places.key.unlink()
+    bench.machine.places.facts.unlink()
+    with pytest.raises(NotHereError, match="has no device key"):
+        device_key.renewal(bench.machine)
+    assert "device key" not in text(gather(bench.lab.sysroot))
+    assert upgrade._allow_device_key(bench.lab.sysroot, bench.lab.running.id, NullMonitor()) is False
+
+
+def test_the_running_deployment_may_be_this_machines_own(bench: Bench) -> None:
+    bench.lock()
+    opened = device_key.open_signer(bench.machine, standing())
+    sysroot = bench.lab.sysroot
+    (sysroot.keychain / "owner-real.der").write_bytes(signer(bench.keys).certificate_der())
+    directory = sysroot.deployments / bench.lab.running.id
+    (directory / "manifest.json.sig").write_bytes(opened.sign_document((directory / "manifest.json").read_bytes()))
+    for identity, good in ((ID, True), (OTHER, False), (None, False)):
+        path = sysroot.root / "owner/id"
+        path.unlink(missing_ok=True)
+        if identity is not None:
+            path.write_text(identity + "\n")
+        if good:
+            assert stage.running_manifest(sysroot).signer == ID
+        else:
+            with pytest.raises(VerificationError, match="not genuine"):
+                stage.running_manifest(sysroot)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from lab_release import Lab, key
 from freehold.build import uki
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools, ensure
-from freehold.device import device_key
+from freehold.device import device_key, device_key_verbs
 from freehold.device.device_key import DeviceKeyError
 from freehold.errors import FreeholdError, VerificationError
 from freehold.keys import device, eventlog, issue, pcr
@@ -316,6 +316,22 @@ def test_a_kernel_update_keeps_the_key(sealed: Board) -> None:
     sealed.reboot("1.0", *LOCKED_BOOT, image=changed)
     with pytest.raises(DeviceKeyError, match="another kernel image runs"):
         sealed.open()
+
+
+def test_what_came_after_the_request_is_named(board: Board) -> None:
+    board.reboot("1.0", *OPEN_BOOT)
+    made = device_key.make(board.machine)
+    (board.machine.sysroot.deployments / board.places["2.0"].id / device_key.POLICIES).unlink()
+    public = issue.requested_key_der(made.request, "it")
+    said: list[str] = []
+
+    class Listening(NullMonitor):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    der = issue.device_certificate(public, ID, signer(board.bench.keys))
+    assert device_key_verbs.keep(LOCKED, der, board.machine, Listening())
+    assert said == ["the device key will not be there after a boot of 2.0, which came after the request"]
 
 
 def test_what_is_not_genuine_is_not_allowed(sealed: Board) -> None:

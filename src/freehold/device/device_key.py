@@ -160,6 +160,7 @@ def install(machine: Machine, certificate: bytes) -> Facts:
         raise VerificationError(f"{machine.places.waiting}: {error}") from None
     read = _judged(machine, certificate, waiting.public)
     facts = Facts(waiting.keeper, _sha256(certificate), int(time.time()), int(read.not_valid_after_utc.timestamp()))
+    _overwrite(machine.places.key)
     machine.places.waiting.rename(machine.places.key)
     atomic.fsync_directory(machine.places.secret)
     atomic.write(machine.places.certificate, certificate)
@@ -176,17 +177,9 @@ def destroy(places: Places) -> bool:
     """
     found = False
     for path in (places.key, places.waiting):
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            os.write(fd, os.urandom(min(os.fstat(fd).st_size, device.MAX_KEY_FILE)))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        path.unlink()
-        found = True
+        if _overwrite(path):
+            path.unlink()
+            found = True
     if places.certificate.exists():
         places.certificate.rename(places.certificate.with_name(f"device-{int(time.time())}.der"))
     for path in (places.facts, places.renewed):
@@ -195,6 +188,29 @@ def destroy(places: Places) -> bool:
         if directory.is_dir():
             atomic.fsync_directory(directory)
     return found
+
+
+def _overwrite(path: Path) -> bool:
+    """Put noise over a key that is no longer wanted; ``False`` when there is none."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        os.write(fd, os.urandom(min(os.fstat(fd).st_size, device.MAX_KEY_FILE)))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return True
+
+
+def without_leave(machine: Machine) -> list[str]:
+    """Versions of the deployments that the key in place was not allowed for: those that came after it was made."""
+    file = device.read_key(read_bytes(machine.places.key, device.MAX_KEY_FILE))
+    if file.keeper == "file":
+        return []
+    rows = machine.sysroot.all_deployments()
+    return [row.manifest.version for row in rows if not _policies_of(machine, row.id, file)]
 
 
 def check_boot(sysroot: Sysroot, standing: Standing) -> None:
@@ -271,12 +287,9 @@ def certificate_of(machine: Machine, public: bytes) -> x509.Certificate:
 
 def renewal(machine: Machine) -> bytes:
     """A request for a new certificate for the key that is there. It needs the old certificate only, not the key."""
-    try:
-        certificate = read_bytes(machine.places.certificate, MAX_CERTIFICATE_BYTES)
-    except OSError:
-        raise NotHereError(
-            "this machine has no device key", hint="`freehold lock` makes one, where Secure Boot is on"
-        ) from None
+    if facts(machine.places) is None:
+        raise NotHereError("this machine has no device key", hint="`freehold lock` makes one, where Secure Boot is on")
+    certificate = read_bytes(machine.places.certificate, MAX_CERTIFICATE_BYTES)
     return device.write_request(device.Request(machine.id, certificate))
 
 
@@ -350,17 +363,20 @@ _WAY_BACK = (
 
 def _policies(machine: Machine, file: KeyFile) -> bytes:
     """The booted deployment's signed policies for this key."""
-    path = machine.sysroot.deployments / machine.sysroot.booted_id() / POLICIES
-    key = pcr.fingerprint(_pkcs1(file.public))
-    try:
-        found = [one for one in pcr.parse(read_bytes(path, pcr.MAX_SIGNATURE_FILE)) if one.key == key]
-    except FileNotFoundError:
-        found = []
-    except (OSError, ValueError) as error:
-        raise DeviceKeyError(f"{path} cannot be used: {error}", hint=_WAY_BACK) from None
+    found = _policies_of(machine, machine.sysroot.booted_id(), file)
     if not found:
         raise DeviceKeyError("the running deployment was staged without the device key's leave", hint=_WAY_BACK)
     return pcr.serialize(found)
+
+
+def _policies_of(machine: Machine, deployment: str, file: KeyFile) -> list[pcr.Policy]:
+    """A deployment's policies for this key; what cannot be read is none (root can write there)."""
+    path = machine.sysroot.deployments / deployment / POLICIES
+    key = pcr.fingerprint(_pkcs1(file.public))
+    try:
+        return [one for one in pcr.parse(read_bytes(path, pcr.MAX_SIGNATURE_FILE)) if one.key == key]
+    except (OSError, FreeholdError, ValueError):
+        return []
 
 
 def _explain(machine: Machine, file: KeyFile) -> str:
@@ -442,7 +458,7 @@ def kernel_image(machine: Machine, deployment: str) -> bytes:
     Raises :class:`VerificationError` when manifest or image are not genuine, :class:`NotHereError` when there is none.
     """
     from freehold.device import loader
-    from freehold.keys.verify import verify_document
+    from freehold.keys.verify import verify_deployment
     from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, parse_manifest, sha256
 
     directory = machine.sysroot.deployments / deployment
@@ -451,11 +467,9 @@ def kernel_image(machine: Machine, deployment: str) -> bytes:
         signature = read_bytes(directory / "manifest.json.sig", SIGNATURE_LIMIT)
     except OSError as error:
         raise NotHereError(f"the deployment {deployment} has no manifest: {error.strerror}") from None
-    verdict = verify_document(data, signature, keychain=machine.keychain)
+    verdict = verify_deployment(data, signature, keychain=machine.keychain, machine=machine.id)
     if not verdict.ok:
-        own = verify_document(data, signature, keychain=machine.keychain, role="device", machine=machine.id)
-        if not own.ok:
-            raise VerificationError(f"the manifest of {deployment} is not genuine: {verdict.reason}")
+        raise VerificationError(f"the manifest of {deployment} is not genuine: {verdict.reason}")
     manifest = parse_manifest(data)
     if manifest.id != deployment:
         raise VerificationError(f"the manifest in {directory} is another deployment's")

@@ -62,7 +62,10 @@ def keep(wanted: Intent, certificate: bytes | None, machine: Machine, monitor: M
     from freehold.device import device_key
 
     if wanted.lock == "locked" and not wanted.strict and certificate is not None:
-        return device_key.install(machine, certificate)
+        facts = device_key.install(machine, certificate)
+        for version in device_key.without_leave(machine):
+            monitor.message(f"the device key will not be there after a boot of {version}, which came after the request")
+        return facts
     if wanted.lock == "locked" and device_key.destroy(machine.places):
         monitor.message("the device key is destroyed: the owner signs each change")
     return None

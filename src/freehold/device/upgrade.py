@@ -93,11 +93,10 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
 
 def _allow_device_key(sysroot: Sysroot, deployment: str, monitor: Monitor) -> bool:
     """Let the staged deployment have the device key, where there is one. That it cannot does not keep a machine from updating."""
-    from freehold.device.device_key import Places
-
-    if not Places(sysroot.root / "owner", sysroot.state).certificate.exists():
-        return False
     from freehold.device import device_key, device_key_verbs
+
+    if device_key.facts(device_key.Places(sysroot.root / "owner", sysroot.state)) is None:
+        return False
     from freehold.lock import actions
 
     try:

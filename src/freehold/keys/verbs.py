@@ -75,7 +75,8 @@ def issue(arguments: argparse.Namespace, monitor: Monitor) -> Report:
     days = work.DAYS_ISSUED if arguments.days is None else arguments.days
     machine = arguments.machine
     if machine is not None and (arguments.role != "device" or not MACHINE.fullmatch(machine)):
-        raise InputError("--machine is for the role device, and 32 lower-case hex digits", hint="it is /etc/machine-id of that machine")
+        hint = "it is /etc/machine-id of that machine"
+        raise InputError("--machine is for the role device, and 32 lower-case hex digits", hint=hint)
     public = work.requested_key(arguments.request) if arguments.request else None
     authority = x509.load_signer(arguments.ca, _ask, tokens.schemes(monitor))
     if public is not None:
