@@ -116,6 +116,18 @@ def test_detaching_never_loses_a_byte(data: bytes) -> None:
             assert device.attach(head, mark, value) == whole
 
 
+@pytest.mark.parametrize("spelling", ["QR==", "QQ=", "Q Q==", "QQ==QQ==", "", "QQ==\t", "Q" * (2 * device.MAX_VALUE + 4)])
+def test_values_have_one_spelling(spelling: str) -> None:
+    """Base64 has spare bits: the same bytes under another text would be another file."""
+    words = intents.serialize(LOCKED)
+    assert device.detach(words + device.CERTIFICATE_LINE + b"QQ==\n", device.CERTIFICATE_LINE) == (words, b"A")
+    assert device.read_answer(f"{device.ANSWER_HEAD}\ncertificate QQ==\n".encode()) == b"A"
+    with pytest.raises(InputError):
+        device.detach(words + device.CERTIFICATE_LINE + spelling.encode() + b"\n", device.CERTIFICATE_LINE)
+    with pytest.raises(ValueError, match="certificate"):
+        device.read_answer(f"{device.ANSWER_HEAD}\ncertificate {spelling}\n".encode())
+
+
 # The certificate
 
 

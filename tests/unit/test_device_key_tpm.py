@@ -157,7 +157,7 @@ class Board:
              "--flags", "not-need-init,startup-clear"],
             log=self.work / "swtpm.log",
         )  # fmt: skip
-        for _ in range(100):
+        for _ in range(600):
             if self.socket.exists():
                 return
             time.sleep(0.05)
