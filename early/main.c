@@ -10,7 +10,7 @@
  *      command line names; the sealed tree is built from it;
  *   4. the owner's signed intent is verified: it says open, audit or locked, and which committed /etc;
  *   5. /etc, /root and /var are put together as the state asks; the root is switched;
- *   6. the guard is loaded; where the intent says so, lockdown is raised and the guard latched;
+ *   6. where the intent says so, the guard is loaded and latched, and lockdown is raised;
  *   7. boot/prepare from the sealed tree applies typed machine state, and Ignition at the first boot;
  *   8. systemd.
  * Nothing that the disk says is believed before the kernel has verified it. What fails ends the boot:
@@ -25,7 +25,6 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -102,44 +101,12 @@ static void load_keychain(struct trust *trust)
 /* What the guard has to know of this boot: which super block is the sealed tree, where the owner's directory is. */
 static struct guard_config describe_guard(void)
 {
-	struct stat sealed, owner;
-	struct guard_config config = { 0 };
+	struct guard_config config;
+	int error = guard_describe(NEWROOT, OWNER, &config);
 
-	if (stat(NEWROOT, &sealed) < 0 || stat(OWNER, &owner) < 0)
-		die("the sealed tree vanished");
-	config.sealed_major = major(sealed.st_dev);
-	config.sealed_minor = minor(sealed.st_dev);
-	config.owner_major = major(owner.st_dev);
-	config.owner_minor = minor(owner.st_dev);
-	config.owner_ino = owner.st_ino;
-	return config;
-}
-
-/*
- * Load the guard. Where the owner asked for it, before anything from the disk runs. On an open machine it
- * refuses nothing, so a child does the second of work while systemd starts; `freehold lock` needs it later.
- */
-static void load_guard(const struct guard_config *config, bool required)
-{
-	if (required) {
-		int error = guard_load(config);
-		if (error)
-			die("the guard cannot be loaded (%s) and the owner asked for the lock", strerror(-error));
-		return;
-	}
-	pid_t child = fork();
-	if (child < 0)
-		say("the guard cannot be loaded: this machine cannot be locked");
-	if (child != 0)
-		return;
-	/* Whatever somebody waits for comes first. */
-	if (nice(19) == -1) {
-		/* Then it takes its share. */
-	}
-	int error = guard_load(config);
 	if (error)
-		say("the guard cannot be loaded (%s): this machine cannot be locked", strerror(-error));
-	_exit(error != 0);
+		die("the sealed tree or the owner's directory cannot be described: %s", strerror(-error));
+	return config;
 }
 
 /*
@@ -299,9 +266,9 @@ int main(void)
 			say("the owner's /etc %.16s is refused (%s): factory settings are in force", owner.intent.config,
 			    error == -EBADMSG ? "it is not what the owner signed" : strerror(-error));
 	}
-	struct guard_config guard = describe_guard();
 	bool fresh = mount_etc(locked, config, valid ? (unsigned long long)owner.intent.serial : 0ULL);
 	mount_state(locked);
+	struct guard_config guard = describe_guard(); /* with /etc in its place */
 	if (config) {
 		make_directory(RUN_STATE "/config", 0755);
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
@@ -309,9 +276,13 @@ int main(void)
 	}
 	write_boot_record(&trust, &owner, digest, config);
 	switch_root();
-	load_guard(&guard, locked || audit);
-	if (locked || audit)
+	/* An open machine pays nothing for it: `freehold lock` loads it when it is asked for. */
+	if (locked || audit) {
+		error = guard_load(&guard);
+		if (error)
+			die("the guard cannot be loaded (%s) and the owner asked for it", strerror(-error));
 		latch(locked);
+	}
 	if (owner.first_boot || fresh)
 		prepare();
 	execl("/usr/lib/systemd/systemd", "/sbin/init", NULL);

@@ -144,7 +144,8 @@ void owner_read(struct owner *owner)
 	memset(owner, 0, sizeof(*owner));
 	owner->first_boot = stat(OWNER "/provisioned", &status) < 0;
 	if (make_directory(OWNER, 0700) || make_directory(INBOX, 0700) || make_directory(OWNER "/config", 0700) ||
-	    make_directory(OWNER "/etc", 0700) || make_directory(OWNER "/roothome", 0700))
+	    make_directory(OWNER "/etc", 0700) || make_directory(OWNER "/roothome", 0700) ||
+	    make_directory(OWNER "/secret", 0700)) /* the guard's rule `secret` */
 		die("the owner's directory cannot be made");
 	read_machine(owner);
 	ssize_t length = read_file(OWNER "/intent", buffer, sizeof(buffer));

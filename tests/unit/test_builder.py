@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from freehold import atomic
 from freehold.build import commit as commits
 from freehold.build import disk, ids, image, packages, pipeline, rootfs, state, tree, uki, verbs
 from freehold.build.headerball import Entry
+from freehold.build.keys import KeyDirectory
 from freehold.build.recipe import File, Recipe, User, load
 from freehold.build.store import Store, cache_directory
-from freehold.errors import FreeholdError, InputError
+from freehold.errors import BusyError, FreeholdError, InputError
 from freehold.keys import verity
+from freehold.keys.issue import create
 from freehold.monitor import NullMonitor
 
 ROOT = Path(__file__).parents[2]
@@ -346,3 +349,14 @@ def test_recipe_files_have_mode_and_owner(etc: Path, recipe: Recipe) -> None:
     assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o640, 100, 4)
     with pytest.raises(InputError, match="unknown owner"):
         tree.own_files(etc, dataclasses.replace(recipe, files=(File("/usr/x/y", b"1", 0o640, "who:adm"),)))
+
+
+def test_one_build_at_a_time_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Package lists lie in the cache, which builds into different stores share."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    create("release", "release", tmp_path / "keys", None)
+    create("owner", "owner", tmp_path / "keys", None)
+    with atomic.exclusive(cache_directory() / "build.lock", "it"), pytest.raises(BusyError, match=r"the cache .* is in use"):
+        pipeline.build(
+            ROOT / "recipes" / "server.toml", Store(tmp_path / "store"), KeyDirectory(tmp_path / "keys"), NullMonitor()
+        )

@@ -20,6 +20,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES]
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
+    "attest.boot", "attest.document", "attest.eventlog", "attest.judge", "attest.owner", "attest.pe", "attest.tpm",
+    "attest.userlog", "attest.verdict", "attest.wire",
     "build.cpio", "build.headerball", "build.ids", "build.varmap", "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.verify", "lock.intent",
     "lock.machine", "update.manifest", "vm.machine", "vm.keyboard",
@@ -34,11 +36,14 @@ IMPURE_METHODS = {
 }  # fmt: skip
 #: Folder → layer; a module imports from its own layer or a lower number. Top modules by their own name.
 LAYERS = {
-    "__main__": -1, "cli": 0, "device": 1, "server": 1, "build": 1, "vm": 1, "boot": 2, "lock": 2, "update": 2, "keys": 3,
-    "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
+    "__main__": -1, "cli": 0, "device": 1, "server": 1, "build": 1, "vm": 1, "attest": 2, "boot": 2, "lock": 2, "update": 2,
+    "keys": 3, "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
 }  # fmt: skip
 #: Neighbours of one layer that may be used: publishing and starting machines need the builder's tools tree.
-BESIDE = {("server", "build"), ("vm", "build"), ("boot", "lock"), ("update", "lock"), ("lock", "update")}
+BESIDE = {
+    ("server", "build"), ("vm", "build"), ("boot", "lock"), ("update", "lock"), ("lock", "update"),
+    ("attest", "lock"), ("attest", "update"),
+}  # fmt: skip
 #: Verbs gather what their lower layers offer: `lock` acts through the device's system root.
 VERB_MODULES = re.compile(r"freehold\.\w+\.(verbs|actions)")
 BUILDER_ONLY = ("build", "vm", "server")
@@ -94,7 +99,13 @@ def test_one_module_starts_processes() -> None:
                 continue
             if node.value.id == "os" and node.attr in PROCESS_STARTERS:
                 calls.append(f"{path}:{node.lineno} os.{node.attr}")
-            if node.value.id == "subprocess" and node.attr in ("run", "call", "check_call", "check_output", "getoutput"):
+            if node.value.id == "subprocess" and node.attr in (
+                "run",
+                "call",
+                "check_call",
+                "check_output",
+                "getoutput",
+            ):
                 calls.append(f"{path}:{node.lineno} subprocess.{node.attr}")
             called = [one for one in ast.walk(tree(path)) if isinstance(one, ast.Call) and one.func is node]
             if node.value.id == "subprocess" and node.attr == "Popen" and called:
@@ -113,7 +124,9 @@ def uses_of_os(path: Path) -> set[str]:
     """Names of ``os`` that the module uses; one that stands for more (an import of another kind) counts as impure."""
     if set(imports(path)) & IMPURE_IMPORTS != {"os"}:
         return {"something else"}
-    found = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    found = [
+        node for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    ]
     return {node.attr for node in found if isinstance(node.value, ast.Name) and node.value.id == "os"}
 
 
@@ -204,7 +217,9 @@ def source_files() -> list[Path]:
     kinds = (".py", ".c", ".h", ".mk", ".sh", ".toml", ".service", ".mount", ".automount", ".lock")
     tops = ("src", "tests", "demo", "bench", "early", "bpf", "recipes", "data", "debian", "docs", ".ci")
     named = [ROOT / name for name in ("Makefile", "Makefile.c", "requirements.lock", ".ci/run", ".ci/prepare")]
-    found = [path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in (*kinds, ".md") and path.is_file()]
+    found = [
+        path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in (*kinds, ".md") and path.is_file()
+    ]
     return sorted({*named, *found, ROOT / "data/usr/lib/freehold/prepare", ROOT / "debian/bin/freehold"})
 
 

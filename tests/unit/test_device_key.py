@@ -25,7 +25,7 @@ from lab_device import ID, LOCKED, OTHER, Bench, digest, event, keychain, log, s
 from lab_release import Lab
 
 from freehold.cli import main
-from freehold.device import device_key, device_key_verbs, stage, upgrade
+from freehold.device import device_key, device_key_verbs, stage, updater, upgrade
 from freehold.device.device_key import DeviceKeyError
 from freehold.device.status import gather, text
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
@@ -674,3 +674,30 @@ def test_key_issue_can_name_the_machine(keys: Path, tmp_path: Path, capsys: pyte
     assert judge_leaf((tmp_path / "box.der").read_bytes(), keychain(keys), "device", ID) == ("box", "me")
     assert main(["key", "issue", "other", "--role", "device", "--machine", "nonsense", *options]) == 2
     assert "32 lower-case hex digits" in capsys.readouterr().err
+
+
+def test_an_upgrade_asks_the_updater_and_goes_on_without(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Listening(NullMonitor):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    launcher, sysroot = tmp_path / "updater", bench.lab.sysroot
+    monkeypatch.setattr(upgrade, "UPDATER", str(launcher))
+    bench.lock()
+    assert not upgrade._allow_device_key(sysroot, "a" * 16, Listening())
+    refusing = 'test "$2" = aaaaaaaaaaaaaaaa || { echo "updater: it is not" >&2; exit 1; }'
+    launcher.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\n{refusing}\n')
+    launcher.chmod(0o755)
+    assert upgrade._allow_device_key(sysroot, "a" * 16, Listening())
+    assert (tmp_path / "asked").read_text() == f"allow {'a' * 16}\n"
+    assert not upgrade._allow_device_key(sysroot, "b" * 16, Listening())
+    assert [line.partition(": ")[0] for line in said] == ["the device key will not be there after the reboot"] * 2
+    assert said[-1].endswith("updater: it is not")
+
+
+@pytest.mark.parametrize("arguments", [[], ["../../etc"], ["a" * 16, "more"], ["A" * 16]])
+def test_the_updater_allows_deployments_only(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert updater.main(["allow", *arguments]) == 2
+    assert "which deployment?" in capfd.readouterr().err

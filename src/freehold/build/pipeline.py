@@ -140,8 +140,13 @@ def build(
     recipe = load(path)
     signer = keys.signer(key_uri, monitor)
     recipe = with_keychain(recipe, keys, signer)
-    with atomic.exclusive(store.root / "lock", f"the store {store.root}"):
-        tools = ensure(cache_directory(), monitor, sources=sources)
+    cache = cache_directory()
+    # Package lists and our own package lie in the cache, which builds into different stores share.
+    with (
+        atomic.exclusive(store.root / "lock", f"the store {store.root}"),
+        atomic.exclusive(cache / "build.lock", f"the cache {cache}"),
+    ):
+        tools = ensure(cache, monitor, sources=sources)
         inputs = gather(recipe, store, tools, version, sources, signer, monitor)
         known = store.builds / inputs.key
         if known.is_file() and (store.releases / known.read_text() / "manifest.json").is_file():

@@ -77,8 +77,6 @@ _TABLE: tuple[tuple[str, Verdict], ...] = (
     # What larger systems add.
     ("var/lib/polkit-1 var/lib/NetworkManager var/lib/bluetooth var/lib/upower var/lib/colord", "tmpfiles"),
     ("var/lib/logrotate var/lib/sudo var/lib/sudo/lectured var/lib/tpm2-tss var/lib/tpm2-tss/**", "tmpfiles"),
-    # Of tpm-udev, for a daemon that images do not have.
-    ("var/lib/tpm", "discard"),
     ("var/lib/vim var/lib/vim/addons var/spool/cron var/spool/cron/crontabs var/spool/rsyslog", "tmpfiles"),
     ("var/lib/xml-core var/lib/xml-core/** var/lib/sgml-base var/lib/sgml-base/**", "discard"),
     ("var/lib/update-rc.d var/lib/update-rc.d/** var/lib/locales var/lib/locales/**", "discard"),

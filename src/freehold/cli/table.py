@@ -79,4 +79,10 @@ VERBS = (
         "freehold device-key destroy --dry-run",
     ), group=True),
     Verb("denials", LOCK, "what the guard refused, or would refuse", ("freehold denials --json",)),
+    Verb("attest", "freehold.attest.verbs", "prove by the TPM what runs here, or judge such a proof", (
+        "freehold attest --identity -o server.identity           (on the machine, once, when you trust it)",
+        "openssl rand -hex 32                                    (where you check: a fresh nonce each time)",
+        "freehold attest --nonce HEX -o server.attestation       (on the machine)",
+        "freehold attest --check server.attestation --nonce HEX --identity server.identity --release server-1.2",
+    )),
 )  # fmt: skip

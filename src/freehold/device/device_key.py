@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device key: making it, keeping it, using it, destroying it (docs/device-key.md, ADR 0010).
+"""The device key: making it, keeping it, using it, destroying it (docs/device-key.md, ADR 0011).
 
 Files, all below the owner's directory, which nobody can write while locked:
 

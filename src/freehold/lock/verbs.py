@@ -87,6 +87,8 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
     if options.strict and (options.audit or options.answer is not None):
         raise InputError("--strict is for locking, and part of the request: the answer says it")
     certificate = None
+    # First of all: nobody has to sign anything for a machine that cannot be locked.
+    guard.load()
     if options.answer is not None:
         signed, certificate = device.detach(read_limited(options.answer), device.CERTIFICATE_LINE)
         wanted = actions.check_answer(signed)
