@@ -27,7 +27,7 @@ BOOT_LIMIT = 1.05
 #: Seconds from the guest agent's first answer to multi-user.target.
 SETTLE_SECONDS = 180.0
 #: What the early step needs of the kernel command line, and a plain root does not.
-SEALED_ONLY = ("freehold.image=", "rootfstype=")
+SEALED_ONLY = ("freehold.image=", "freehold.release=", "rootfstype=")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def plain_uki(tools: Tools, bench: Bench, tree: Path, kernel: str) -> Path:
     packed["init"] = cpio.Member(cpio.EXECUTABLE, (work / "init").read_bytes())
     initrd.write_initrd(tools, packed, work / "initrd")
     shutil.copy(tree / "usr/lib/modules" / kernel / "vmlinuz", work / "vmlinuz")
-    line = uki.command_line("", recipe.console, recipe.cmdline)
+    line = uki.command_line("", 0, recipe.console, recipe.cmdline)
     words = [word for word in line.split() if not word.startswith(SEALED_ONLY)]
     return uki.write_uki(
         tools, work, kernel=work / "vmlinuz", uname=kernel, initrd=work / "initrd", line=" ".join(words),

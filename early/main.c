@@ -8,13 +8,15 @@
  *   2. the root partition is found and mounted;
  *   3. the metadata image is mounted if the kernel measures exactly the digest that the signed
  *      command line names; the sealed tree is built from it;
- *   4. the owner's signed intent is verified: it says open, audit or locked, and which committed /etc;
+ *   4. the owner's signed intent is verified: it says open, audit or locked, and which committed /etc; a locked
+ *      machine boots no release below its rollback floor;
  *   5. /etc, /root and /var are put together as the state asks; the root is switched;
- *   6. where the intent says so, the guard is loaded and latched, and lockdown is raised;
+ *   6. where the intent says so, the guard is loaded and latched, and lockdown is raised
+ *      (the rescue entry: in any case, and with factory settings, see rescue.h);
  *   7. boot/prepare from the sealed tree applies typed machine state, and Ignition at the first boot;
  *   8. systemd.
  * Nothing that the disk says is believed before the kernel has verified it. What fails ends the boot:
- * boot counting then leads to the previous deployment.
+ * the boot loader is asked for another deployment, and boot counting leads away from this one.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,14 +30,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "device_key.h"
 #include "disk.h"
 #include "../bpf/guard.h"
+#include "fallback.h"
 #include "firmware.h"
+#include "floor.h"
 #include "guard.h"
 #include "keyring.h"
 #include "measure.h"
 #include "modules.h"
+#include "notice.h"
 #include "owner.h"
+#include "rescue.h"
 #include "revoked.h"
 #include "util.h"
 
@@ -75,6 +82,13 @@ struct trust {
 	struct keyring_filled ring;
 };
 
+/* What became of the rollback floor, for the boot record. */
+struct floored {
+	uint64_t release;
+	struct floor floor;
+	enum floor_tpm tpm;
+};
+
 /* Fill the ring that says whose signatures on files count, and say what that rests on. */
 static void load_keychain(struct trust *trust)
 {
@@ -91,8 +105,7 @@ static void load_keychain(struct trust *trust)
 		die("the keychain cannot be loaded into the kernel");
 	trust->secure_boot = firmware.secure_boot;
 	if (!firmware.secure_boot)
-		say("Secure Boot is off: the chain of trust starts at the initrd; "
-		    "whoever can write the boot partition can replace it");
+		notice_not_verified();
 	else if (!trust->ring.from_firmware)
 		say("the firmware's certificates are not used (%s): the image's own keychain counts",
 		    firmware.fault ? firmware.fault : "none is left");
@@ -148,24 +161,39 @@ static void mount_state(bool locked)
 		die("root's home cannot be mounted");
 }
 
-static void write_boot_record(const struct trust *trust, const struct owner *owner, const char *digest, bool config)
+/* The release's number on the signed command line; 0 when it has none. */
+static uint64_t release_number(void)
+{
+	char text[24];
+
+	return command_line_value("freehold.release", text, sizeof(text)) ? floor_number(text) : 0;
+}
+
+static void write_boot_record(const struct trust *trust, const struct owner *owner, const struct floored *floored,
+			      const char *digest, bool config, bool rescue)
 {
 	static const char *const standing[] = { "absent", "valid", "invalid" };
-	char text[1024];
+	char text[1280];
 	bool valid = owner->standing == STANDING_VALID;
 	int length = snprintf(text, sizeof(text),
 			      "{\"schema\":\"freehold-boot-1\",\"image\":\"%s\",\"machine\":\"%s\",\"first_boot\":%s,"
 			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"since\":%llu},\"config\":\"%s\","
-			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d}\n",
+			      "\"release\":%llu,\"floor\":{\"effective\":%llu,\"raised\":%llu,\"serial\":%llu,\"risen\":%s,\"set\":%s,\"tpm\":\"%s\"},"
+			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d,"
+			      "\"rescue\":%s}\n",
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
 			      owner->standing == STANDING_ABSENT ? "open" :
 			      valid				 ? intent_lock_name(owner->intent.lock) :
 								   "locked",
 			      valid ? (unsigned long long)owner->intent.since : 0ULL, config ? owner->intent.config : "",
+			      (unsigned long long)floored->release, (unsigned long long)floored->floor.effective,
+			      (unsigned long long)floored->floor.raised, (unsigned long long)floored->floor.serial,
+			      floored->floor.risen ? "true" : "false", floored->floor.set ? "true" : "false",
+			      floor_tpm_name(floored->tpm),
 			      trust->secure_boot ? "true" : "false",
 			      trust->ring.from_firmware ? "firmware" : "image", trust->ring.loaded,
-			      trust->ring.skipped);
+			      trust->ring.skipped, rescue ? "true" : "false");
 
 	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
 		say("no boot record");
@@ -227,7 +255,9 @@ int main(void)
 	char digest[DIGEST_HEX + 2];
 	struct owner owner;
 	struct trust trust;
+	struct floored floored;
 
+	at_death = fallback_refuse;
 	umask(022);
 	mount_kernel_file_systems();
 	if (!command_line_value("freehold.image", digest, sizeof(digest)) || !is_digest(digest))
@@ -248,18 +278,22 @@ int main(void)
 	if (mount_sealed_tree())
 		die("the sealed tree cannot be mounted");
 
-	owner_read(&owner);
+	bool rescue = rescue_asked();
+	floored.release = release_number();
+	owner_read(&owner, floored.release);
+	rescue_keep_log(DISK "/inbox", OWNER);
+	floored.tpm = floor_enforce(&owner, floored.release, digest, rescue, &floored.floor);
 	bool valid = owner.standing == STANDING_VALID;
-	bool locked = owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
-	bool audit = valid && owner.intent.lock == INTENT_AUDIT;
+	bool locked = rescue || owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
+	bool audit = !rescue && valid && owner.intent.lock == INTENT_AUDIT;
 	/* Before anything of the disk runs, and on every boot. */
-	bool device_key = valid && locked && !owner.intent.strict;
+	bool device_key = !rescue && valid && owner.intent.lock == INTENT_LOCKED && !owner.intent.strict;
 	measure_intent(device_key);
-	/* An intent that is not believed may be a damaged file: then the key stays, and is not used. */
-	if (valid ? !device_key : !locked)
-		owner_forget_device_key();
+	/* An intent that is not believed may be a damaged file, and rescue is locked: then the key stays, and is not used. */
+	if (!rescue && !device_key && owner.standing != STANDING_INVALID)
+		device_key_forget();
 	bool config = false;
-	if (valid && owner.intent.config[0]) {
+	if (!rescue && valid && owner.intent.config[0]) {
 		error = mount_verified_image(OWNER "/config", owner.intent.config, CONFIG);
 		config = error == 0;
 		if (error)
@@ -274,7 +308,7 @@ int main(void)
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
 			die("the owner's /etc cannot be moved");
 	}
-	write_boot_record(&trust, &owner, digest, config);
+	write_boot_record(&trust, &owner, &floored, digest, config, rescue);
 	switch_root();
 	/* An open machine pays nothing for it: `freehold lock` loads it when it is asked for. */
 	if (locked || audit) {
@@ -285,6 +319,7 @@ int main(void)
 	}
 	if (owner.first_boot || fresh)
 		prepare();
+	fallback_done(RUN_STATE);
 	execl("/usr/lib/systemd/systemd", "/sbin/init", NULL);
 	die("systemd cannot be started: %s", strerror(errno));
 }

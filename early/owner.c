@@ -4,19 +4,18 @@
 #include "owner.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "floor.h"
 #include "keyring.h"
 #include "util.h"
 
 #define KEYCHAIN "/keychain"
 #define INBOX DISK "/inbox"
-#define DEVICE_KEY OWNER "/secret/device.key"
 
 /* A signed intent is the text and one more line: "signature HEX". Its limit leaves room for that line. */
 #define MAX_SIGNATURE 512
@@ -107,7 +106,7 @@ static void read_machine(struct owner *owner)
 		die("%s/id cannot be written: %s", OWNER, strerror(-error));
 }
 
-static void take_inbox(struct owner *owner)
+static void take_inbox(struct owner *owner, uint64_t release)
 {
 	struct intent offered;
 	ssize_t length = read_file(INBOX "/intent", buffer, sizeof(buffer));
@@ -121,6 +120,8 @@ static void take_inbox(struct owner *owner)
 	const char *fault = verify((size_t)length, owner->machine, &offered);
 	if (!fault && owner->standing == STANDING_VALID && offered.serial <= owner->intent.serial)
 		fault = "its serial is not newer";
+	if (!fault && !floor_may_take(&offered, release))
+		fault = "its floor is above this release";
 	if (fault) {
 		say("the intent in the inbox is ignored: %s", fault);
 		return;
@@ -137,7 +138,7 @@ static void take_inbox(struct owner *owner)
 	say("a new intent of the owner stands: serial %llu", (unsigned long long)offered.serial);
 }
 
-void owner_read(struct owner *owner)
+void owner_read(struct owner *owner, uint64_t release)
 {
 	struct stat status;
 
@@ -156,38 +157,5 @@ void owner_read(struct owner *owner)
 		if (fault)
 			say("the standing intent is not believed (%s): starting locked", fault);
 	}
-	take_inbox(owner);
-}
-
-void owner_forget_device_key(void)
-{
-	static const unsigned char zero[4096];
-	struct stat status;
-	int fd = open(DEVICE_KEY, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-
-	if (fd < 0 && errno == ENOENT)
-		return;
-	if (fd >= 0) {
-		off_t left = fstat(fd, &status) == 0 && S_ISREG(status.st_mode) ? status.st_size : 0;
-		/* No file of ours is larger; one that somebody made larger is not worth the time of the boot. */
-		for (int i = 0; i < 16 && left > 0; i++) {
-			ssize_t done = write(fd, zero, left < (off_t)sizeof(zero) ? (size_t)left : sizeof(zero));
-			if (done <= 0)
-				break;
-			left -= done;
-		}
-		fsync(fd);
-		close(fd);
-	}
-	if (unlink(DEVICE_KEY) < 0) {
-		say("the device key cannot be removed: %s", strerror(errno));
-		return;
-	}
-	unlink(OWNER "/device.facts");
-	fd = open(OWNER "/secret", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd >= 0) {
-		fsync(fd);
-		close(fd);
-	}
-	say("the device key is destroyed: this boot is not one that it is for");
+	take_inbox(owner, release);
 }

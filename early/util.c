@@ -14,6 +14,8 @@
 /* Time for a person to read why a boot stopped. */
 #define READING_SECONDS 5
 
+unsigned (*at_death)(const char *reason);
+
 static void say_line(const char *level, const char *format, va_list arguments)
 {
 	char line[512];
@@ -47,13 +49,21 @@ void say(const char *format, ...)
 void die(const char *format, ...)
 {
 	va_list arguments;
+	char reason[256];
 
 	va_start(arguments, format);
 	say_line("<2>", format, arguments);
 	va_end(arguments);
-	say("this deployment does not boot; restarting in %d seconds", READING_SECONDS);
+	va_start(arguments, format);
+	vsnprintf(reason, sizeof(reason), format, arguments);
+	va_end(arguments);
+	/* Once: what it calls may die as well. */
+	unsigned (*last)(const char *) = at_death;
+	at_death = NULL;
+	unsigned seconds = last ? last(reason) : READING_SECONDS;
+	say("this deployment does not boot; restarting in %u seconds", seconds);
 	sync();
-	sleep(READING_SECONDS);
+	sleep(seconds);
 	reboot(RB_AUTOBOOT);
 	for (;;)
 		pause();

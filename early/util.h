@@ -10,6 +10,12 @@
 /* Say one line on every console and in the kernel log. */
 __attribute__((format(printf, 1, 2))) void say(const char *format, ...);
 
+/*
+ * What is done with the reason before a restart, if anything: set once, by main. Returns the seconds that a person gets
+ * to read it.
+ */
+extern unsigned (*at_death)(const char *reason);
+
 /* Say why this machine cannot boot this deployment and restart it, so that boot counting goes on. */
 __attribute__((format(printf, 1, 2), noreturn)) void die(const char *format, ...);
 

@@ -75,7 +75,9 @@ class Bench:
         self.machine = Machine(ID, lab.sysroot, keychain(keys), Places(owner, lab.sysroot.state), tpm)
 
     def record(self, **values: object) -> None:
-        (self.lab.sysroot.system / "run/freehold/boot.json").write_text(json.dumps(values))
+        """What the early step wrote about this boot, all good but for ``values``."""
+        good = {"schema": "freehold-boot-1", "image": self.lab.sysroot.booted(), "secure_boot": True, "rescue": False}
+        (self.lab.sysroot.system / "run/freehold/boot.json").write_text(json.dumps({**good, **values}))
 
     def guard(self, mode: str) -> None:
         path = self.lab.sysroot.system / "usr/lib/freehold/guardctl"

@@ -150,8 +150,8 @@ def test_names_on_the_boot_partition() -> None:
 
 
 def test_sealed_command_line() -> None:
-    words = uki.command_line("f" * 64, ["tty0", "ttyS0"], ["quiet"]).split(" ")
-    assert words[0] == f"freehold.image={'f' * 64}"
+    words = uki.command_line("f" * 64, 1_790_000_000, ["tty0", "ttyS0"], ["quiet"]).split(" ")
+    assert words[:2] == [f"freehold.image={'f' * 64}", "freehold.release=1790000000"]
     assert {"systemd.import_credentials=no", "proc_mem.force_override=never", "bdev_allow_write_mounted=0", "ro"} <= set(words)
     assert words[-3:] == ["console=tty0", "console=ttyS0", "quiet"]
 

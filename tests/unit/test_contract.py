@@ -23,8 +23,10 @@ PURE = (
     "attest.boot", "attest.document", "attest.eventlog", "attest.judge", "attest.owner", "attest.pe", "attest.tpm",
     "attest.userlog", "attest.verdict", "attest.wire",
     "build.cpio", "build.headerball", "build.ids", "build.varmap", "build.recipe_lines", "build.recipe_schema",
-    "build.token_uri", "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.verify", "lock.intent",
-    "lock.machine", "update.manifest", "vm.machine", "vm.keyboard",
+    "build.token_uri", "device.trust", "device.verify_esp", "device.verify_findings", "device.verify_image",
+    "device.verify_keys", "device.verify_machine", "device.verify_pe",
+    "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.verify",
+    "lock.intent", "lock.machine", "rescue.wish", "update.manifest", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",
@@ -36,13 +38,13 @@ IMPURE_METHODS = {
 }  # fmt: skip
 #: Folder → layer; a module imports from its own layer or a lower number. Top modules by their own name.
 LAYERS = {
-    "__main__": -1, "cli": 0, "device": 1, "server": 1, "build": 1, "vm": 1, "attest": 2, "boot": 2, "lock": 2, "update": 2,
-    "keys": 3, "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
+    "__main__": -1, "cli": 0, "rescue": 1, "device": 1, "server": 1, "build": 1, "vm": 1, "attest": 2, "boot": 2, "lock": 2,
+    "update": 2, "keys": 3, "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
 }  # fmt: skip
 #: Neighbours of one layer that may be used: publishing and starting machines need the builder's tools tree.
 BESIDE = {
     ("server", "build"), ("vm", "build"), ("boot", "lock"), ("update", "lock"), ("lock", "update"),
-    ("attest", "lock"), ("attest", "update"),
+    ("attest", "lock"), ("attest", "update"), ("rescue", "device"),
 }  # fmt: skip
 #: Verbs gather what their lower layers offer: `lock` acts through the device's system root.
 VERB_MODULES = re.compile(r"freehold\.\w+\.(verbs|actions)")
@@ -215,12 +217,13 @@ def test_modules_are_small() -> None:
 def source_files() -> list[Path]:
     """Every file of ours that has comments; documents, data formats and generated files have none."""
     kinds = (".py", ".c", ".h", ".mk", ".sh", ".toml", ".service", ".mount", ".automount", ".lock")
-    tops = ("src", "tests", "demo", "bench", "early", "bpf", "recipes", "data", "debian", "docs", ".ci")
+    tops = ("src", "tests", "demo", "bench", "attack", "early", "bpf", "recipes", "data", "debian", "docs", ".ci")
     named = [ROOT / name for name in ("Makefile", "Makefile.c", "requirements.lock", ".ci/run", ".ci/prepare")]
     found = [
         path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in (*kinds, ".md") and path.is_file()
     ]
-    return sorted({*named, *found, ROOT / "data/usr/lib/freehold/prepare", ROOT / "debian/bin/freehold"})
+    named += [ROOT / "data/usr/lib/freehold" / name for name in ("prepare", "rescue")]
+    return sorted({*named, *found, ROOT / "debian/bin/freehold"})
 
 
 def test_every_source_file_names_its_licence() -> None:

@@ -354,9 +354,9 @@ def nothing(_: Bench) -> None:
     ("change", "intent", "said"),
     [
         (off, LOCKED, "^Secure Boot is off: the device key is not used$"),
-        (own_ring, LOCKED, "the image's keychain"),
-        (rescue, LOCKED, "rescue boot"),
-        (unverified, LOCKED, "no verified image"),
+        (own_ring, LOCKED, "not believed by the firmware's certificates"),
+        (rescue, LOCKED, "this is a rescue: "),
+        (unverified, LOCKED, "not the one that the early step verified"),
         (guard_open, LOCKED, "not locked"),
         (nothing, None, "no valid intent of the owner stands .it is damaged"),
         (nothing, replace(LOCKED, strict=True), "strict"),

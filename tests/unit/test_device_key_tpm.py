@@ -73,7 +73,7 @@ def images(tree: Tools, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     made = {}
     for version in ("1.0", "2.0"):
         (work / "in/initrd").write_bytes(version.encode() * 3001)
-        line = uki.command_line(digest(version.encode()).hex(), ["ttyS0"], [])
+        line = uki.command_line(digest(version.encode()).hex(), 7, ["ttyS0"], [])
         path = uki.write_uki(
             tree, work, kernel=work / "in/linux", uname="6.12", initrd=work / "in/initrd", line=line,
             release=uki.os_release("server", version),
@@ -197,7 +197,7 @@ class Board:
 
     def reboot(
         self, version: str = "1.0", *words: str, image: bytes | None = None, state: str = "state",
-        variables: list[bytes] = VARIABLES, derived: bool = False,
+        variables: list[bytes] = VARIABLES, derived: bool = False, rescue: bool = False,
     ) -> None:  # fmt: skip
         """Start ``version`` from power-on, as far as the last of ``words``."""
         self.power(state=state)
@@ -206,15 +206,19 @@ class Board:
         for one in events:
             self.extend(7, one)
         content = image if image is not None else self.images[version]
-        sections = pcr._first_profile(pcr._sections(content))
-        for name in (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat"):
-            at, _, size = sections[name]
+        rows = pcr._sections(content)
+        begin = [number for number, row in enumerate(rows) if row[0] == ".profile"]
+        chosen = rows[begin[1] :] if rescue else rows[begin[0] : begin[1]]
+        sections = {name: (at, size) for name, at, _, size in [*rows[: begin[0]], *chosen]}
+        for name in (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat", ".profile"):
+            at, size = sections[name]
             self.extend(11, digest(name.encode() + b"\0"))
             self.extend(11, digest(content[at : at + size]))
         for word in words:
             self.word(word)
         named = self.places[version]
         (self.machine.sysroot.system / "proc/cmdline").write_text(f"quiet freehold.image={named.image_digest} ro\n")
+        self.bench.record(keychain_source="firmware")
 
     def make(self) -> bytes:
         """Lock: from an open boot, a key with the owner's certificate."""
@@ -293,6 +297,12 @@ def test_other_boots_of_the_same_image_do_not(sealed: Board, words: tuple[str, .
     assert sealed.open()
     sealed.reboot("1.0", *words)
     with pytest.raises(DeviceKeyError, match="the TPM refuses the device key in this boot"):
+        sealed.open()
+
+
+def test_the_rescue_entry_of_the_same_image_does_not(sealed: Board) -> None:
+    sealed.reboot("1.0", *LOCKED_BOOT, rescue=True)
+    with pytest.raises(DeviceKeyError, match="another kernel image runs"):
         sealed.open()
 
 

@@ -28,7 +28,11 @@ _CHECKSUM, _CERTIFICATES = 64, 4
 
 @dataclass(frozen=True)
 class Program:
-    """An EFI program: SHA-256 as Authenticode counts it, and the content of its sections by name."""
+    """An EFI program: SHA-256 as Authenticode counts it, and the content of its sections by name.
+
+    Of an image of several profiles they are those of the first, which is what starts by itself: what comes before the
+    second ``.profile``. The rescue entry is a profile after it, with another command line.
+    """
 
     authenticode: bytes
     sections: dict[str, bytes]
@@ -58,9 +62,10 @@ def _parse(data: bytes) -> Program:
     signed = entries > _CERTIFICATES
     certificates = struct.unpack_from("<II", data, entry)[1] if signed else 0
     table = optional + optional_size
-    rows = sorted(
-        (_SECTION.unpack_from(data, table + at * _SECTION.size) for at in range(count)), key=lambda row: row[4]
-    )
+    listed = [_SECTION.unpack_from(data, table + at * _SECTION.size) for at in range(count)]
+    profiles = [at for at, row in enumerate(listed) if row[0].rstrip(b"\0") == b".profile"]
+    first = listed[: profiles[1]] if len(profiles) > 1 else listed
+    rows = sorted(listed, key=lambda row: row[4])
     if headers_size > len(data) or table + count * _SECTION.size > headers_size or entry + 8 > headers_size:
         raise ValueError("the headers of the program do not fit")
     digest = hashlib.sha256(data[: optional + _CHECKSUM])
@@ -69,16 +74,18 @@ def _parse(data: bytes) -> Program:
         digest.update(data[entry + 8 : headers_size])
     else:
         digest.update(data[optional + _CHECKSUM + 4 : headers_size])
-    counted, sections = headers_size, {}
-    for name, virtual, _address, raw, pointer in rows:
+    counted = headers_size
+    sections: dict[str, bytes] = {}
+    for _name, _virtual, _address, raw, pointer in rows:
         if raw and pointer + raw > len(data):
             raise ValueError("a section lies outside of the program")
         if raw:
             digest.update(data[pointer : pointer + raw])
             counted += raw
+    for name, virtual, _address, raw, pointer in first:
         label = name.rstrip(b"\0").decode("latin-1")
         if label in MEASURED and label in sections:
-            raise ValueError(f"two sections {label}: an image of several profiles")
+            raise ValueError(f"two sections {label}")
         # What is in memory, which is what is measured: cut to its size there, or filled up with zeros.
         sections[label] = data[pointer : pointer + min(raw, virtual)]
     end = len(data) - certificates

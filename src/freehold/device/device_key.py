@@ -218,17 +218,14 @@ def check_boot(sysroot: Sysroot, standing: Standing) -> None:
 
     For a key in a TPM the registers decide as well; for one in a file this is all there is beside the guard.
     """
+    from freehold.device.trust import trusted_boot
+
     record = sysroot.boot_record()
-    if not sysroot.secure_boot():
-        raise DeviceKeyError(
-            "Secure Boot is off: the device key is not used", hint="switch it on in the firmware's settings, and reboot"
-        )
-    if record.get("keychain_source") != "firmware":
-        raise DeviceKeyError("this boot believes the image's keychain, not the firmware's: the device key is not used")
-    if record.get("rescue"):
-        raise DeviceKeyError("this is a rescue boot: the device key is not used")
-    if not sysroot.booted():
-        raise DeviceKeyError("this machine runs no verified image: the device key is not used")
+    firmware = record.get("keychain_source") == "firmware"
+    trust = trusted_boot(record, secure_boot=sysroot.secure_boot(), image=sysroot.booted(), ring_from_firmware=firmware)
+    if not trust.ok:
+        hint = None if sysroot.secure_boot() else "switch it on in the firmware's settings, and reboot"
+        raise DeviceKeyError(f"{trust.reason.removeprefix('not verified: ')}: the device key is not used", hint=hint)
     if standing.intent is None:
         raise DeviceKeyError(f"no valid intent of the owner stands ({standing.reason}): the device key is not used")
     if standing.intent.strict:

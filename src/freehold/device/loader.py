@@ -153,6 +153,23 @@ def plan_rollback(entries: Sequence[Entry], booted: str) -> Switch:
             )
         # A set-aside entry may be newer than a good one: judge by version alone.
         chosen = newest_first(others)[0]
+    return _switch(ordered, chosen)
+
+
+def plan_boot(entries: Sequence[Entry], identity: str) -> Switch:
+    """How to make the deployment ``identity`` boot next, whatever became of it before.
+
+    Raises :class:`NotHereError` when it has no boot entry.
+    """
+    ordered = order(entries)
+    chosen = next((entry for entry in ordered if entry.id == identity), None)
+    if chosen is None:
+        raise NotHereError(f"no boot entry is of the deployment {identity}", hint="the state lists what there is")
+    return _switch(ordered, chosen)
+
+
+def _switch(ordered: Sequence[Entry], chosen: Entry) -> Switch:
+    """First ``chosen`` is made bootable, then everything that sorts before it is set aside."""
     renames: list[tuple[str, str]] = []
     target = chosen
     if chosen.left == 0:
