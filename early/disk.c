@@ -88,13 +88,15 @@ static bool find_partition(const char *line, const char *uuid, char *disk, size_
 
 	if (!blocks)
 		return false;
-	for (struct dirent *entry; !found && (entry = readdir(blocks));) {
+	for (struct dirent *entry; (entry = readdir(blocks));) {
 		char text[1024], whole[256];
 		if (entry->d_name[0] == '.' || !read_uevent(entry->d_name, "", text, sizeof(text)) || !strstr(text, line) ||
 		    !parent(entry->d_name, whole, sizeof(whole)))
 			continue;
 		if ((disk[0] && strcmp(disk, whole) != 0) || (uuid && !is_boot_disk(whole, uuid)))
 			continue;
+		if (found)
+			die("two partitions of %s are called the same: which one is this machine's?", whole);
 		snprintf(disk, disk_size, "%s", whole);
 		snprintf(device, size, "/dev/%s", entry->d_name);
 		found = true;

@@ -47,6 +47,8 @@
 #include "util.h"
 
 #define KEYCHAIN "/keychain"
+/* The command lines that were sealed with this initrd, one a line: the normal one, the rescue entry's. */
+#define SEALED_LINES "/cmdline"
 #define PREPARE "/usr/lib/freehold/prepare"
 #define RUN_STATE "/run/freehold"
 /* overlayfs features that would let a changed lower layer confuse the upper one stay off. */
@@ -150,7 +152,8 @@ static bool mount_etc(bool locked, bool config, unsigned long long serial)
 
 static void mount_state(bool locked)
 {
-	if (make_directory(DISK "/var", 0755) || make_directory(DISK "/var/roothome", 0700))
+	/* Mounts follow links, and who had the disk (or was root) could leave one: to /etc, to the owner's directory. */
+	if (real_directory(DISK "/var", 0755) || real_directory(DISK "/var/roothome", 0700))
 		die("no /var");
 	if (mount_at(DISK "/var", NEWROOT "/var", NULL, MS_BIND, NULL) ||
 	    mount_at(NULL, NEWROOT "/var", NULL, MS_BIND | MS_REMOUNT | MS_NODEV | MS_NOSUID | MS_NOATIME, NULL))
@@ -286,6 +289,12 @@ int main(void)
 	bool valid = owner.standing == STANDING_VALID;
 	bool locked = rescue || owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
 	bool audit = !rescue && valid && owner.intent.lock == INTENT_AUDIT;
+	/* Firmware, hypervisor or an add-on said more than was signed; systemd and the kernel would obey it. */
+	if (!command_line_is_sealed(SEALED_LINES)) {
+		if (locked)
+			die("the command line is not the signed one, and the owner asked for the lock");
+		say("the command line is not the signed one");
+	}
 	/* Before anything of the disk runs, and on every boot. */
 	bool device_key = !rescue && valid && owner.intent.lock == INTENT_LOCKED && !owner.intent.strict;
 	measure_intent(device_key);

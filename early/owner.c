@@ -143,6 +143,9 @@ void owner_read(struct owner *owner, uint64_t release)
 	struct stat status;
 
 	memset(owner, 0, sizeof(*owner));
+	/* At the top of its file system and no link: the guard protects this directory, not what leads to another one. */
+	if (lstat(OWNER, &status) == 0 && !S_ISDIR(status.st_mode))
+		die("the owner's directory is not a directory");
 	owner->first_boot = stat(OWNER "/provisioned", &status) < 0;
 	if (make_directory(OWNER, 0700) || make_directory(INBOX, 0700) || make_directory(OWNER "/config", 0700) ||
 	    make_directory(OWNER "/etc", 0700) || make_directory(OWNER "/roothome", 0700) ||

@@ -407,7 +407,8 @@ def test_any_changed_bit_of_a_log_is_not_believed_for_more(data: st.DataObject) 
         after, _ = eventlog.parse(bytes(log))
         assert [(one.pcr, one.digest) for one in after] == [(one.pcr, one.digest) for one in before]
         assert [one.data for one in after if one.pcr == 7] == [one.data for one in before if one.pcr == 7]
-        assert started(after) == started(before)
+        # A remark whose text was changed counts as a program; none may go unseen.
+        assert set(started(before)) <= set(started(after))
 
 
 @settings(max_examples=200, deadline=None)

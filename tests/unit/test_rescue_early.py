@@ -54,6 +54,18 @@ def test_the_word(program: Path, line: str, asked: bool) -> None:
     assert run([program, "word", line]).text.strip() == str(int(asked))
 
 
+@pytest.mark.parametrize(
+    ("running", "sealed", "same"),
+    [
+        ("a b=1\n", "a b=1", True), ("a  b=1 ", "a b=1\nfurther", True), ("", "", True), ("a b=1 c", "a b=1", False),
+        ("a b=1", "a b=1 c", False), ("a b=12", "a b=1", False), ("b=1 a", "a b=1", False), ("a", "", False),
+        ("a\tb", "a b", False),
+    ],
+)  # fmt: skip
+def test_a_command_line_is_compared_word_for_word(program: Path, running: str, sealed: str, same: bool) -> None:
+    assert run([program, "line", running, sealed]).text.strip() == str(int(same))
+
+
 def test_the_log_moves_and_stays_printable(program: Path, tmp_path: Path) -> None:
     inbox, owner = tmp_path / "inbox", tmp_path / "owner"
     inbox.mkdir()
@@ -148,7 +160,7 @@ def test_only_the_boot_loaders_own_word_counts(program: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("rescue", [False, True])
 def test_prepare_in_a_rescue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rescue: bool) -> None:
     """Never provisioned, no account or host name of the machine's, job queues covered although the intent says open."""
-    record = {"intent": {"lock": "open"}, "first_boot": True, "rescue": rescue}
+    record = {"intent": {"lock": "open", "state": "absent"}, "first_boot": True, "rescue": rescue}
     (tmp_path / "boot.json").write_text(json.dumps(record))
     (tmp_path / "id").write_text("f" * 32 + "\n")
     done: list[object] = []

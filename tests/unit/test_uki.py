@@ -83,3 +83,7 @@ def test_the_rescue_target_exists() -> None:
     unit = uki.RESCUE_WORDS[1].partition("=")[2]
     data = Path(__file__).parents[2] / "data/usr/lib/systemd/system"
     assert (data / unit).is_file()
+
+
+def test_the_initrd_knows_every_line_that_the_image_is_started_with() -> None:
+    assert uki.sealed_lines(LINE).decode().splitlines() == [LINE, uki.rescue_line(LINE)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.build import commit as commits
-from freehold.build import headerball, ids, image, initrd, packages, signing, source, tree, uki
+from freehold.build import cpio, headerball, ids, image, initrd, packages, signing, source, tree, uki
 from freehold.build.keys import KeyDirectory, with_keychain
 from freehold.build.packages import Archive
 from freehold.build.recipe import Recipe, load
@@ -202,11 +202,13 @@ def _make(
         sealed = work / "release"
         sealed.mkdir()
         metadata = image.write_image(tools, entries, commit, sealed / "image", epoch)
+        line = uki.command_line(metadata.digest, inputs.number, recipe.console, recipe.cmdline)
+        # The early step compares: what firmware or a hypervisor appends is not what was signed.
+        packed["cmdline"] = cpio.Member(cpio.REGULAR, uki.sealed_lines(line))
         initrd.write_initrd(tools, packed, work / "initrd")
         unsigned = uki.write_uki(
             tools, work, kernel=vmlinuz, uname=kernel, initrd=work / "initrd",
-            line=uki.command_line(metadata.digest, inputs.number, recipe.console, recipe.cmdline),
-            release=uki.os_release(recipe.name, version),
+            line=line, release=uki.os_release(recipe.name, version),
         )  # fmt: skip
         manifest = _manifest(inputs, version, kernel, commit.id, metadata, found)
         signing.write_unsigned(sealed, manifest, unsigned, recipe.keychain_files())

@@ -42,6 +42,11 @@ def rescue_line(line: str) -> str:
     return " ".join([line, *RESCUE_WORDS])
 
 
+def sealed_lines(line: str) -> bytes:
+    """``/cmdline`` of the initrd: every command line that this image is started with, one a line. Pure."""
+    return f"{line}\n{rescue_line(line)}\n".encode()
+
+
 def os_release(name: str, version: str) -> str:
     """What the boot menu reads: systemd-boot sorts by IMAGE_ID, then IMAGE_VERSION, newest first. Pure."""
     return f'NAME="Freehold"\nID=freehold\nPRETTY_NAME="Freehold {name} {version}"\nIMAGE_ID={name}\nIMAGE_VERSION={version}\n'

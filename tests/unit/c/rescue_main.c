@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Test program for early/rescue.c and early/gpt.c:
- *   word TEXT | log INBOX OWNER | loader DIRECTORY | gpt UUID < DISK
+ *   word TEXT | line RUNNING SEALED | log INBOX OWNER | loader DIRECTORY | gpt UUID < DISK
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +9,7 @@
 
 #include "gpt.h"
 #include "rescue.h"
+#include "util.h"
 
 int main(int argc, char **argv)
 {
@@ -16,6 +17,8 @@ int main(int argc, char **argv)
 
 	if (argc == 3 && strcmp(argv[1], "word") == 0)
 		printf("%d\n", rescue_word(argv[2]));
+	else if (argc == 4 && strcmp(argv[1], "line") == 0)
+		printf("%d\n", same_words(argv[2], argv[3]));
 	else if (argc == 4 && strcmp(argv[1], "log") == 0)
 		rescue_keep_log(argv[2], argv[3]);
 	else if (argc == 3 && strcmp(argv[1], "loader") == 0)
