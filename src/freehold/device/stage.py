@@ -24,7 +24,7 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.device import content, loader, prune
-from freehold.device.sysroot import Deployment, Sysroot, UpdateConfig, read_bytes, record
+from freehold.device.sysroot import Deployment, Sysroot, UpdateConfig, read_bytes, read_text, record
 from freehold.errors import FreeholdError, NotHereError, VerificationError
 from freehold.monitor import Monitor, step
 from freehold.update import fetch
@@ -80,7 +80,7 @@ def judge(offered: Manifest, running: Manifest, entries: list[loader.Entry]) -> 
 
 def running_manifest(sysroot: Sysroot) -> Deployment:
     """The running deployment, its manifest's signature checked: root may have rewritten the copy on the disk."""
-    from freehold.keys.verify import Keychain, verify_document
+    from freehold.keys.verify import Keychain, verify_deployment
 
     identity = sysroot.booted_id()
     directory = sysroot.deployments / identity
@@ -89,7 +89,8 @@ def running_manifest(sysroot: Sysroot) -> Deployment:
         signature = read_bytes(directory / "manifest.json.sig", SIGNATURE_LIMIT)
     except OSError as error:
         raise NotHereError(f"the running deployment {identity} has no manifest: {error.strerror}") from None
-    verdict = verify_document(data, signature, keychain=Keychain.from_directory(sysroot.keychain))
+    machine = read_text(sysroot.root / "owner/id", 64).strip() or None
+    verdict = verify_deployment(data, signature, keychain=Keychain.from_directory(sysroot.keychain), machine=machine)
     if not verdict.ok:
         raise VerificationError(
             f"the manifest of the running deployment is not genuine: {verdict.reason}",

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from freehold import atomic
 from freehold.device import loader, prune, stage
 from freehold.device.sysroot import Sysroot, UpdateConfig, record
-from freehold.errors import EXIT_DONE, EXIT_UNCHANGED
+from freehold.errors import EXIT_DONE, EXIT_UNCHANGED, FreeholdError
 from freehold.monitor import Monitor, step
 from freehold.report import Report
 from freehold.update.manifest import Difference, Manifest, difference
 
 SCHEMA = "freehold-upgrade-1"
+#: The one way to a process that may read the device key.
+UPDATER = "/usr/lib/freehold/updater"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
     data["downloaded"] = True
     if options.until == "download":
         return Report(data, f"{offered.version} is downloaded; `freehold upgrade` makes it the next to boot.\n")
+    # Before the commit point: what boots next can then have the device key at once.
+    data["device_key"] = _allow_device_key(sysroot, offered.id, monitor)
     with step(monitor, "staging"):
         stage.commit(sysroot, offered)
         stage.remember(sysroot, config, None)
@@ -89,6 +93,25 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
     if options.reboot:
         _reboot()
     return Report(data, f"{offered.version} is staged and boots next; `systemctl reboot` switches to it.\n")
+
+
+def _allow_device_key(sysroot: Sysroot, deployment: str, monitor: Monitor) -> bool:
+    """Let the staged deployment have the device key, where there is one. That it cannot does not keep a machine from updating."""
+    from freehold.device.device_key import Places, facts
+    from freehold.run import run
+
+    if facts(Places(sysroot.root / "owner", sysroot.state)) is None:
+        return False
+    # This process may be steered by whoever started it; the guard lets only the updater's read the key.
+    try:
+        done = run([UPDATER, "allow", deployment], check=False, timeout=300)
+    except FreeholdError as error:
+        monitor.message(f"the device key will not be there after the reboot: {error.message}")
+        return False
+    if done.status != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        monitor.message(f"the device key will not be there after the reboot: {said[-1][:300]}")
+    return done.status == 0
 
 
 def rollback(sysroot: Sysroot, monitor: Monitor, *, reboot: bool = False) -> Report:

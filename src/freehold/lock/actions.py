@@ -122,8 +122,10 @@ def boot_floor() -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def propose(lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None) -> Intent:
-    """The intent that would follow the standing one.
+def propose(
+    lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None, strict: bool = False
+) -> Intent:
+    """The intent that would follow the standing one; ``strict``: no device key.
 
     Without ``wanted_floor`` the rollback floor stays what it is, but the owner signs it anew.
     """
@@ -133,7 +135,7 @@ def propose(lock: Literal["open", "audit", "locked"], config: str | None, *, wan
         kept = None
     return Intent(
         machine=machine_id(), serial=next_serial(), lock=lock, since=int(time.time()), config=config,
-        floor=kept if wanted_floor is None else wanted_floor,
+        floor=kept if wanted_floor is None else wanted_floor, strict=strict,
     )  # fmt: skip
 
 
