@@ -20,6 +20,7 @@ from freehold.errors import InputError
 from freehold.keys.formats import parse_signature
 from freehold.monitor import Monitor, step
 from freehold.run import Argument, Completed
+from freehold.update import rescue_entry
 from freehold.update.manifest import (
     MANIFEST_LIMIT,
     SIGNATURE_LIMIT,
@@ -33,7 +34,7 @@ from freehold.update.manifest import (
     stream_valid,
 )
 
-FILES = ("manifest.json", "manifest.json.sig", "image", "uki.efi")
+FILES = ("manifest.json", "manifest.json.sig", "image", "uki.efi", rescue_entry.FILE)
 #: Objects are compressed once, on the publisher's machine; level 1 is nearly as small and much faster.
 ZLIB_LEVEL = 1
 
@@ -77,8 +78,11 @@ def load_release(directory: Path) -> Release:
         faults.append(f"image: not {manifest.image_size} bytes")
     elif digest_file(directory / "image").hex() != manifest.image_digest:
         faults.append("image: another digest than the manifest says")
-    if sha256(_read(directory / "uki.efi", manifest.uki.size)) != manifest.uki.sha256:
-        faults.append("uki.efi: another digest than the manifest says")
+    for name, wanted in (("uki.efi", manifest.uki), (rescue_entry.FILE, manifest.rescue)):
+        if (directory / name).stat().st_size != wanted.size:
+            faults.append(f"{name}: not {wanted.size} bytes")
+        elif sha256(_read(directory / name, wanted.size)) != wanted.sha256:
+            faults.append(f"{name}: another digest than the manifest says")
     try:
         parse_signature(_read(directory / "manifest.json.sig", SIGNATURE_LIMIT))
     except (ValueError, InputError) as error:
