@@ -76,8 +76,8 @@ def manifest(
     line = sealed_line(value.image_digest)
     uki, rescue = (program(one) + version.encode() * 1000 for one in (line, rescue_entry.line(line)))
     _RESCUES[sha256(uki)] = rescue
-    named = {"uki": Uki("uki.efi", sha256(uki), len(uki)), "rescue": Uki("rescue.efi", sha256(rescue), len(rescue))}
-    return value._replace(**named), image, uki
+    normal, other = (Uki(f"{name}.efi", sha256(one), len(one)) for name, one in (("uki", uki), ("rescue", rescue)))
+    return value._replace(uki=normal, rescue=other), image, uki
 
 
 class VerifyLab(Lab):

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -168,15 +168,14 @@ def test_what_does_not_belong_together_is_not_signed(
     other = good[signing.UNSIGNED_UKI]
     assert faults(signing.UNSIGNED_UKI, other[:-1] + b"y")[0].endswith("not the one that the manifest names")
     # The normal image in the rescue one's place, and the other way round, each with a manifest that says so.
-    swapped = {"uki": manifest.rescue, "rescue": manifest.uki}
-    for file, name, bytes_of in (
-        (signing.UNSIGNED_RESCUE, "rescue", signing.UNSIGNED_UKI), (signing.UNSIGNED_UKI, "uki", signing.UNSIGNED_RESCUE),
-    ):  # fmt: skip
-        told = serialize_manifest(manifest._replace(**{name: swapped[name]}))
-        (release / file).write_bytes(good[bytes_of])
-        said = faults(signing.UNSIGNED, told)
-        assert any("rescue image" in one for one in said), said
-        assert not any("the one that the manifest names" in one for one in said), said
+    for file, other_file, told in (
+        (signing.UNSIGNED_RESCUE, signing.UNSIGNED_UKI, manifest._replace(rescue=manifest.uki)),
+        (signing.UNSIGNED_UKI, signing.UNSIGNED_RESCUE, manifest._replace(uki=manifest.rescue)),
+    ):
+        (release / file).write_bytes(good[other_file])
+        named = faults(signing.UNSIGNED, serialize_manifest(told))
+        assert any("rescue image" in one for one in named), named
+        assert not any("the one that the manifest names" in one for one in named), named
         (release / file).write_bytes(good[file])
     for number in (manifest.number + 1, 1, 100):
         assert "another number" in faults(signing.UNSIGNED, serialize_manifest(manifest._replace(number=number)))[0]

@@ -362,7 +362,7 @@ def test_cleanup_and_cuts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [entry.name for entry in loader.rescues(lab.sysroot.esp)] == [name for name in lab.rescues() if name != lost.name]
 
     def check() -> None:
-        for entry in (*loader.listing(lab.sysroot.esp), *loader.rescues(lab.sysroot.esp)):
+        for entry in loader.both(loader.listing(lab.sysroot.esp), loader.rescues(lab.sysroot.esp)):
             if entry.name != alone.name:
                 deployment = lab.sysroot.deployment(entry.id)
                 assert deployment is not None

@@ -78,7 +78,9 @@ def test_the_menu_sorts_rescue_entries_last() -> None:
     """As systemd-boot sorts: IMAGE_ID upwards, then IMAGE_VERSION, newest first."""
     names = ["a", "server", "zy-very-late", "z9"]
     normal = [fields(uki.os_release(name, version)) for name in names for version in ("1", "2")]
-    rescue = [fields(rescue_entry.os_release(uki.os_release(name, version))) for name in names for version in ("1", "2")]
+    rescue = [
+        fields(rescue_entry.os_release(uki.os_release(name, version))) for name in names for version in ("1", "2")
+    ]
     assert max(one["IMAGE_ID"] for one in normal) < min(one["IMAGE_ID"] for one in rescue)
     assert {one["IMAGE_VERSION"] for one in rescue} == {"1", "2"}
     assert rescue[0]["PRETTY_NAME"] == "Freehold a 1 (rescue)"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel, initrd and command line → unified kernel images: the normal one and the rescue one. Signing is a separate, last step."""
+"""Kernel, initrd and command line → two unified kernel images, normal and rescue. Signing is a separate, last step."""
 
 from __future__ import annotations
 

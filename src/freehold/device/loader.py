@@ -223,6 +223,11 @@ def rescues(esp: Path) -> list[Rescue]:
     return [entry for entry in map(parse_rescue, sorted(_names(esp))) if entry is not None]
 
 
+def both(entries: Iterable[Entry], rescue: Iterable[Rescue]) -> list[Entry | Rescue]:
+    """Every file of ours in ``EFI/Linux``: what starts a deployment, then what starts its rescue."""
+    return [*entries, *rescue]
+
+
 def _names(esp: Path) -> list[str]:
     try:
         return [path.name for path in (esp / LINUX).iterdir() if path.stat().st_size]

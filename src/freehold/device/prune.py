@@ -74,7 +74,7 @@ def cleanup(sysroot: Sysroot, monitor: Monitor, *, tight: bool = False) -> list[
     gone = sorted((bootable | {entry.id for entry in rescues} | directories | images | referenced) - kept)
     with step(monitor, "removing old deployments"):
         for identity in gone:
-            mine = [entry for entry in (*entries, *rescues) if entry.id == identity]
+            mine = [entry for entry in loader.both(entries, rescues) if entry.id == identity]
             _remove(sysroot, identity, mine, identity in referenced)
         _sweep(sysroot)
         missing = (kept & (bootable | {booted})) - known.keys()
@@ -88,9 +88,7 @@ def cleanup(sysroot: Sysroot, monitor: Monitor, *, tight: bool = False) -> list[
     return gone
 
 
-def _remove(
-    sysroot: Sysroot, identity: str, entries: Iterable[loader.Entry | loader.Rescue], referenced: bool
-) -> None:
+def _remove(sysroot: Sysroot, identity: str, entries: Iterable[loader.Entry | loader.Rescue], referenced: bool) -> None:
     for entry in entries:
         loader.remove(sysroot.esp, entry)
     if referenced:

@@ -197,7 +197,10 @@ def _refused(message: str, hint: str | None) -> VerificationError:
 
 def _shortage(sysroot: Sysroot, manifest: Manifest) -> str:
     kernels = manifest.uki.size + manifest.rescue.size
-    for path, need in ((sysroot.root, manifest.image_size + kernels + ROOT_RESERVE), (sysroot.esp, kernels + ESP_RESERVE)):
+    for path, need in (
+        (sysroot.root, manifest.image_size + kernels + ROOT_RESERVE),
+        (sysroot.esp, kernels + ESP_RESERVE),
+    ):
         free = prune.free_bytes(path)
         if free < need:
             return f"{path} has {free >> 20} MiB free, {(need >> 20) + 1} MiB are needed"

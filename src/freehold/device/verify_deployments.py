@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -77,7 +77,7 @@ def open_esp(sysroot: Sysroot) -> Boot:
             (),
             (deviation("boot-partition", BOOT, str(sysroot.esp), "the boot partition", said, "is its disk attached?"),),
         )
-    names = {one.name for one in (*entries, *rescues)}
+    names = {one.name for one in loader.both(entries, rescues)}
     found = verify_esp.judge_files(files, names)
     if len(files) >= verify_esp.MAX_FILES:
         found.append(
@@ -158,7 +158,7 @@ def deployments(sysroot: Sysroot, boot: Boot, keychain: Keychain) -> tuple[list[
         findings += faults
         found.append(Found(name, manifest, signer, mine, rescues))
     known = {one.id for one in found}
-    for entry in (*boot.entries, *boot.rescues):
+    for entry in loader.both(boot.entries, boot.rescues):
         if entry.id not in known:
             path = f"{loader.LINUX}/{entry.name}"
             findings.append(
@@ -232,7 +232,7 @@ def kernel_images(sysroot: Sysroot, one: Found, *, booted: bool) -> tuple[list[F
         found.append(note("entry-twice", one.id, names, "one entry", f"{len(one.entries)} entries of one deployment"))
     if one.entries and not one.rescues:
         found.append(_without_rescue(one))
-    for entry in (*one.entries, *one.rescues):
+    for entry in loader.both(one.entries, one.rescues):
         path, name = sysroot.esp / loader.LINUX / entry.name, f"{loader.LINUX}/{entry.name}"
         if isinstance(entry, loader.Entry) and entry.state in ("bad", "set-aside"):
             why = "did not come up healthy" if entry.state == "bad" else "was set aside by a rollback"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making a boot partition whole again from what the root file system has.
 
-What goes there is verified before: a UKI, normal or rescue, has the SHA-256 that its deployment's signed manifest names, the boot loader
-is the one that this very system was started by. Firmware verifies both again.
+What goes there is verified before: a UKI, normal or rescue, has the SHA-256 that its deployment's signed manifest names, the
+boot loader is the one that this very system was started by. Firmware verifies both again.
 
 Order, so that a cut leaves a boot partition no worse than before: the UKIs, each under a name that the boot loader does
 not look at and then renamed; the boot loader's configuration; the boot loader itself, whose presence makes the rest count.

@@ -7,8 +7,8 @@
    read, or are something else, are replaced by the stick's;
 2. the metadata image under a temporary name, fsverity on, digest compared, renamed;
 3. UKI and rescue UKI beside the manifest, signature, then manifest: now it is a deployment, and nothing boots it;
-4. the rescue UKI onto the boot partition, then, **commit point**, the UKI with three tries; then what sorts before it is set aside, and
-   the boot loader is made whole.
+4. the rescue UKI onto the boot partition, then, **commit point**, the UKI with three tries; then what sorts before it is set
+   aside, and the boot loader is made whole.
 
 ``adopt`` goes on, so that a cut leaves a machine that is *locked*, not open: after 4 the old intent stands, which the new
 keychain does not believe.
