@@ -13,12 +13,12 @@ import pytest
 
 from freehold.build import commit as commits
 from freehold.build import disk, ids, image, packages, pipeline, rootfs, state, tree, uki, verbs
-from freehold.build.headerball import Entry
 from freehold.build.recipe import File, Recipe, User, load
 from freehold.build.store import Store, cache_directory
 from freehold.errors import FreeholdError, InputError
 from freehold.keys import verity
 from freehold.monitor import NullMonitor
+from freehold.seal.headerball import Entry
 
 ROOT = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")

@@ -20,9 +20,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES]
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
-    "build.cpio", "build.headerball", "build.ids", "build.varmap", "build.recipe_lines", "build.recipe_schema",
-    "build.token_uri", "keys.efi", "keys.formats", "keys.verify", "lock.intent", "lock.machine", "update.manifest",
-    "vm.machine", "vm.keyboard",
+    "build.cpio", "build.ids", "build.varmap", "build.recipe_lines", "build.recipe_schema",
+    "build.token_uri", "keys.efi", "keys.formats", "keys.verify", "lock.intent", "lock.machine", "lock.requests",
+    "seal.authenticode", "seal.erofs", "seal.headerball", "seal.pe", "update.manifest", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",
@@ -34,8 +34,8 @@ IMPURE_METHODS = {
 }  # fmt: skip
 #: Folder → layer; a module imports from its own layer or a lower number. Top modules by their own name.
 LAYERS = {
-    "__main__": -1, "cli": 0, "device": 1, "server": 1, "build": 1, "vm": 1, "boot": 2, "lock": 2, "update": 2, "keys": 3,
-    "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
+    "__main__": -1, "cli": 0, "device": 1, "server": 1, "build": 1, "vm": 1, "boot": 2, "lock": 2, "update": 2, "seal": 2,
+    "keys": 3, "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
 }  # fmt: skip
 #: Neighbours of one layer that may be used: publishing and starting machines need the builder's tools tree.
 BESIDE = {("server", "build"), ("vm", "build"), ("boot", "lock"), ("update", "lock"), ("lock", "update")}

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from freehold.build.headerball import Entry
 from freehold.build.tools import Tools
 from freehold.errors import FreeholdError
 from freehold.keys import verity
+from freehold.seal.headerball import Entry
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ Unlock writes a newer intent into the inbox. The early boot step is the only one
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -91,12 +92,11 @@ def capture() -> Captured:
 
 
 def propose(lock: Literal["open", "audit", "locked"], config: str | None) -> Intent:
-    """The intent that would follow the standing one."""
+    """The intent that would follow the standing one; what it does not speak of stays (requests, floor, strictness)."""
     current = standing().intent
-    return Intent(
-        machine=machine_id(), serial=current.serial + 1 if current else 1, lock=lock, since=int(time.time()),
-        config=config,
-    )  # fmt: skip
+    if current is None:
+        return Intent(machine=machine_id(), serial=1, lock=lock, since=int(time.time()), config=config)
+    return dataclasses.replace(current, serial=current.serial + 1, lock=lock, since=int(time.time()), config=config)
 
 
 def check_answer(signed: bytes) -> Intent:
