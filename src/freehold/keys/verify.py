@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from freehold.errors import InputError
@@ -28,6 +29,9 @@ Role = Literal["vendor", "owner", "release", "device"]
 ROLES: tuple[Role, ...] = get_args(Role)
 #: What a keychain pins. A device's certificate comes with what it signs, its issuer is what is pinned.
 KEYCHAIN_ROLES: tuple[Role, ...] = ("vendor", "owner", "release")
+#: Who may issue an enclosed certificate: releases are a vendor's, a machine's own deployments its owner's. No other role
+#: has one: whom nobody pinned is no owner.
+ISSUERS: Mapping[Role, Role] = MappingProxyType({"release": "vendor", "device": "owner"})
 
 MAX_DATA_BYTES = 64 << 20
 MAX_SIGNATURE_BYTES = 512  # RSA-4096
@@ -216,7 +220,7 @@ def verify_document(data: bytes, signature_file: bytes, *, keychain: Keychain, r
     except ValueError as error:
         return _no(str(error))
     verdict = verify(data, enclosed.signature, keychain=keychain, role=role)
-    if verdict.ok or enclosed.certificate is None or len(data) > MAX_DATA_BYTES:
+    if verdict.ok or enclosed.certificate is None or role not in ISSUERS or len(data) > MAX_DATA_BYTES:
         return verdict
     try:
         name, issuer = _leaf(enclosed.certificate, keychain, role)
@@ -224,7 +228,7 @@ def verify_document(data: bytes, signature_file: bytes, *, keychain: Keychain, r
         return _no(f"the enclosed certificate {error}")
     if not _signed(enclosed.certificate, data, enclosed.signature):
         return _no(f"the enclosed certificate {name} did not make this signature")
-    return Verdict(True, name, f"signed by {name} ({role}), issued by {issuer} (vendor)")
+    return Verdict(True, name, f"signed by {name} ({role}), issued by {issuer} ({ISSUERS[role]})")
 
 
 def _leaf(der: bytes, keychain: Keychain, role: Role) -> tuple[str, str]:
@@ -248,16 +252,17 @@ def _leaf(der: bytes, keychain: Keychain, role: Role) -> tuple[str, str]:
         raise ValueError(f"{name} is not of role {role}")
     if is_authority(certificate):
         raise ValueError(f"{name} is a certificate authority, which signs no documents")
+    issuing = ISSUERS[role]
     for entry in keychain.certificates:
-        if entry.role != "vendor":
+        if entry.role != issuing:
             continue
         authority = x509.load_der_x509_certificate(entry.der)
         if is_authority(authority) and issued_by(certificate, authority):
             reason = keychain.why_revoked(entry.der)
             if reason is None:
                 return name, entry.name
-            raise ValueError(f"{name} was issued by {entry.name} (vendor), which is revoked: {reason}")
-    raise ValueError(f"{name} was issued by no vendor of the keychain")
+            raise ValueError(f"{name} was issued by {entry.name} ({issuing}), which is revoked: {reason}")
+    raise ValueError(f"{name} was issued by no {issuing} of the keychain")
 
 
 def _no(reason: str) -> Verdict:

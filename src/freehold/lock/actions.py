@@ -72,6 +72,13 @@ def standing() -> intent.Standing:
     return intent.judge(signed, keychain=keychain(), machine=machine_id())
 
 
+def waiting() -> tuple[Intent | None, bool]:
+    """The newest believed intent, and whether it still waits for the next boot."""
+    path = INBOX / "intent"
+    offered = path.read_bytes()[: intent.MAX_SIGNED_BYTES + 1] if path.exists() else None
+    return intent.newest(standing(), offered, keychain=keychain(), machine=machine_id())
+
+
 def changes() -> tuple[etc.Change, ...]:
     """How the running /etc differs from the factory's, machine state apart."""
     return tuple(etc.drift(FACTORY, ETC, ignore={*machine_files.COVERED, *etc.GENERATED}))
@@ -91,9 +98,22 @@ def capture() -> Captured:
     return Captured(found, config, tuple(left_out))
 
 
+def drop_links(layers: Path, serial: int) -> None:
+    """Forget the layers of /etc above ``serial`` that were promised to intents which did not come into force.
+
+    A change of requests makes such promises. A lock commits /etc, so what opens after it begins a fresh layer and must not
+    find the old one under its number.
+    """
+    for path in layers.iterdir() if layers.is_dir() else ():
+        if path.is_symlink() and path.name.isdigit() and int(path.name) > serial:
+            path.unlink()
+    if layers.is_dir():
+        atomic.fsync_directory(layers)
+
+
 def propose(lock: Literal["open", "audit", "locked"], config: str | None) -> Intent:
     """The intent that would follow the standing one; what it does not speak of stays (requests, floor, strictness)."""
-    current = standing().intent
+    current, _ = waiting()
     if current is None:
         return Intent(machine=machine_id(), serial=1, lock=lock, since=int(time.time()), config=config)
     return dataclasses.replace(current, serial=current.serial + 1, lock=lock, since=int(time.time()), config=config)
@@ -104,6 +124,10 @@ def check_answer(signed: bytes) -> Intent:
     offer = intent.judge_offer(standing(), signed, keychain=keychain(), machine=machine_id())
     if not offer.accepted or offer.intent is None:
         raise VerificationError(f"the signed intent is refused: {offer.reason}", hint="make a new request on this machine")
+    pending, is_pending = waiting()
+    if is_pending and pending is not None and offer.intent.serial < pending.serial:
+        # The next boot would take the other one, and undo this.
+        raise VerificationError("the signed intent is refused: a newer one waits for the next boot")
     config = offer.intent.config
     if config is not None:
         image = OWNER / "config" / config
@@ -137,6 +161,7 @@ def enter(wanted: Intent, signed: bytes) -> None:
             ready()
             renew_etc(wanted.config)
         atomic.write(OWNER / "intent", signed, mode=0o600)
+        drop_links(OWNER / "etc", wanted.serial - 1)
         _note(wanted)
         if wanted.lock != "open" and guard.mode() != wanted.lock:
             guard.latch(wanted.lock)

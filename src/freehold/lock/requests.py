@@ -119,7 +119,8 @@ class Requests(NamedTuple):
     @property
     def lines(self) -> tuple[str, ...]:
         """Each request as its line."""
-        return tuple(one.line for one in (*self.kargs, *self.packages, *self.files))
+        listed = [one.line for one in self.kargs] + [one.line for one in self.packages]
+        return (*listed, *(one.line for one in self.files))
 
 
 def normal_key(argument: str) -> str:
@@ -215,6 +216,13 @@ def serialize(requests: Requests) -> bytes:
     return data
 
 
+def split(data: bytes) -> tuple[bytes, bytes | None]:
+    """Intent and list of a request file; ``None`` when the file has no list behind the intent. Pure."""
+    mark = f"{HEAD}\n".encode()
+    at = data.find(mark)
+    return (data, None) if at < 0 else (data[:at], data[at:])
+
+
 def name_of(data: bytes) -> str:
     """What an intent calls the list ``data``: its SHA-256 in hex."""
     return hashlib.sha256(data).hexdigest()
@@ -247,8 +255,8 @@ def edit(old: Requests, change: Edit) -> Requests:
             known = ", ".join([*packages, *(one.name for one in files.values())]) or "none"
             raise InputError(f"{name} was not requested", hint=f"requested packages: {known}")
         packages.pop(name, None)
-        for one in stored:
-            del files[one.sha256]
+        for gone in stored:
+            del files[gone.sha256]
     packages.update({one.name: one for one in change.add})
     files.update({one.sha256: one for one in change.add_files})
     made = Requests(tuple(kargs), tuple(sorted(packages.values())), tuple(sorted(files.values())))
@@ -331,8 +339,7 @@ def describe(requests: Requests) -> list[str]:
         "replace": "set the kernel argument",
     }
     lines = [f"{words[one.verb]} {one.value}" for one in requests.kargs]
-    lines += [
-        f"add the package {one.name}{f', version {one.version}' if one.version else ''}" for one in requests.packages
-    ]
-    lines += [f"add the package file {one.name} (SHA-256 {one.sha256})" for one in requests.files]
+    names = [(one.name, f", version {one.version}" if one.version else "") for one in requests.packages]
+    lines += [f"add the package {name}{version}" for name, version in names]
+    lines += [f"add the package file {file.name} (SHA-256 {file.sha256})" for file in requests.files]
     return lines or ["nothing: the release as its publisher made it"]

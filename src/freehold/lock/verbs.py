@@ -7,15 +7,18 @@ import argparse
 import getpass
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freehold import atomic
 from freehold.errors import FreeholdError, InputError
 from freehold.keys.x509 import Signer, load_signer
-from freehold.lock import actions, guard, intent
+from freehold.lock import actions, guard, intent, requests
 from freehold.lock.intent import Intent
 from freehold.monitor import Monitor, step
 from freehold.report import Report
+
+if TYPE_CHECKING:
+    from freehold.device.strict import Ask
 
 SUFFIX = ".signed"
 
@@ -28,7 +31,8 @@ def _credential(parser: argparse.ArgumentParser) -> None:
     choice.add_argument("--answer", type=Path, metavar="FILE", help="the signed answer to a request")
 
 
-def _owner(uri: str, monitor: Monitor) -> Signer:
+def owner_signer(uri: str, monitor: Monitor) -> Signer:
+    """The owner's key; :class:`InputError` when it has another role."""
     from freehold.build import tokens
 
     signer = load_signer(uri, lambda prompt: getpass.getpass(prompt).encode(), tokens.schemes(monitor))
@@ -37,14 +41,14 @@ def _owner(uri: str, monitor: Monitor) -> Signer:
     return signer
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int = intent.MAX_SIGNED_BYTES) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(intent.MAX_SIGNED_BYTES + 1)
+            data = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    if len(data) > intent.MAX_SIGNED_BYTES:
-        raise InputError(f"{path} is too large for an intent")
+    if len(data) > limit:
+        raise InputError(f"{path} is too large for a request or an answer")
     return data
 
 
@@ -84,7 +88,7 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
                 "locking needs the owner's credential",
                 hint="--key file:PATH where the key is at hand, or --request FILE to have it signed elsewhere",
             )
-        signer = _owner(options.key, monitor) if options.key else None
+        signer = owner_signer(options.key, monitor) if options.key else None
         with step(monitor, "commit /etc"):
             captured = actions.capture()
         for line in captured.left_out:
@@ -141,7 +145,7 @@ def unlock(options: argparse.Namespace, monitor: Monitor) -> Report:
         wanted = actions.propose("open", current.intent.config if current.intent else None)
         if options.request is not None:
             return _request(options.request, wanted, "unlock")
-        signed = intent.sign(wanted, _owner(options.key, monitor).sign)
+        signed = intent.sign(wanted, owner_signer(options.key, monitor).sign)
         actions.check_answer(signed)
     actions.leave(signed)
     text = "The owner's word is in the inbox: the next boot is open.\nNext: reboot"
@@ -156,24 +160,55 @@ def sign_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
-    """Sign a machine's request, after showing what it says."""
-    wanted = intent.parse(_read(options.request))
-    print(describe(wanted), file=sys.stderr)
-    answer = intent.sign(wanted, _owner(options.key, monitor).sign)
+    """Sign a machine's request, after showing what it says. What it asks for decides how."""
+    from freehold.device import strict
+
+    data = _read(options.request, strict.MAX_BYTES)
+    if data.startswith(strict.MAGIC):
+        return _sign_deployment(strict.unpack(data), options, monitor)
+    text, listed = requests.split(data)
+    wanted = intent.parse(text)
+    if listed is not None and requests.name_of(listed) != wanted.requests:
+        raise InputError(f"{options.request}: its list of requests is not the one that its intent names")
+    print("\n".join([describe(wanted), *_listed(listed)]), file=sys.stderr)
+    answer = intent.sign(wanted, owner_signer(options.key, monitor).sign)
     output = options.output or options.request.with_name(options.request.name + SUFFIX)
     atomic.write(output, answer)
-    verb = "unlock" if wanted.lock == "open" else "lock"
+    verb = "apply" if listed is not None else "unlock" if wanted.lock == "open" else "lock"
     return Report(
         {"schema": "freehold-sign-1", "answer": str(output), "machine": wanted.machine, "serial": wanted.serial},
         f"{output}: signed\nNext, on the machine: freehold {verb} --answer {output.name}",
     )
 
 
+def _listed(listed: bytes | None) -> list[str]:
+    if listed is None:
+        return []
+    found = requests.parse(listed)
+    return [*(f"  {line}" for line in requests.describe(found)), *(f"WARNING: {line}" for line in requests.warnings(found))]
+
+
+def _sign_deployment(ask: Ask, options: argparse.Namespace, monitor: Monitor) -> Report:
+    """A machine without a key of its own asks for a whole deployment."""
+    from freehold.device import strict
+
+    said = [describe(ask.intent)] if ask.intent else []
+    print("\n".join([*said, *strict.describe(ask)]), file=sys.stderr)
+    answer = strict.answer(ask, owner_signer(options.key, monitor))
+    output = options.output or options.request.with_name(options.request.name + SUFFIX)
+    atomic.write(output, answer)
+    manifest = ask.unsigned.manifest
+    named = {"version": manifest.version, "image_digest": manifest.image_digest}
+    data: dict[str, object] = {"schema": "freehold-sign-1", "answer": str(output), **named}
+    return Report(data, f"{output}: signed\nNext, on the machine: freehold apply --answer {output.name}")
+
+
 def describe(wanted: Intent) -> str:
     """An intent in words. Pure."""
     what = {"open": "be open", "audit": "record what the lock would refuse", "locked": "be locked"}[wanted.lock]
     config = f"with the /etc image {wanted.config[:16]}" if wanted.config else "with the factory /etc"
-    return f"machine {wanted.machine} shall {what}, {config} (intent number {wanted.serial})"
+    asked = f", with the requests {wanted.requests[:16]}" if wanted.requests else ""
+    return f"machine {wanted.machine} shall {what}, {config}{asked} (intent number {wanted.serial})"
 
 
 def denials_arguments(parser: argparse.ArgumentParser) -> None:
