@@ -22,6 +22,7 @@ from freehold.keys.verity import digest_bytes, digest_file
 from freehold.keys.x509 import Signer, load_signer
 from freehold.lock import intent as intents
 from freehold.lock.intent import Intent
+from freehold.seal.walk import walk
 from freehold.update.manifest import Manifest, Uki, serialize_manifest, sha256
 
 MACHINE = "0123456789abcdef0123456789abcdef"
@@ -113,7 +114,7 @@ class DeriveLab:
         work = self.root / f"build-{version}"
         work.mkdir()
         tree = self.tree(version)
-        entries = list(commits.walk(tree))
+        entries = list(walk(tree))
         commit = commits.commit_tree(self.tools, self.sysroot.repo, tree, name="server", version=version, epoch=EPOCH)
         image = images.write_image(self.tools, entries, commit, work / "image", EPOCH)
         (work / "kernel").write_bytes((self.tools.root / ukis.STUB[1:]).read_bytes())

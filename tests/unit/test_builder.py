@@ -18,7 +18,9 @@ from freehold.build.store import Store, cache_directory
 from freehold.errors import FreeholdError, InputError
 from freehold.keys import verity
 from freehold.monitor import NullMonitor
+from freehold.seal.dpkg import installed
 from freehold.seal.headerball import Entry
+from freehold.seal.walk import stamp_bytecode, walk
 
 ROOT = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
@@ -73,7 +75,7 @@ def test_walk_sees_every_file_with_its_digest(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "link").symlink_to("d//./file")
     (tmp_path / "dirlink").symlink_to("d")
-    found = {one.path: one for one in commits.walk(tmp_path)}
+    found = {one.path: one for one in walk(tmp_path)}
     assert set(found) == {"/", "/d", "/d/file", "/empty", "/link", "/dirlink"}
     assert found["/d/file"].digest == verity.digest_bytes(b"data")
     assert found["/empty"].digest == b""
@@ -88,7 +90,7 @@ def test_walk_refuses_what_no_image_can_hold(name: str, tmp_path: Path) -> None:
     else:
         (tmp_path / name).touch()
     with pytest.raises(FreeholdError, match="cannot be part of an image"):
-        list(commits.walk(tmp_path))
+        list(walk(tmp_path))
 
 
 def test_image_entries_point_at_their_objects() -> None:
@@ -159,8 +161,8 @@ def test_installed_packages_only() -> None:
         "Package: c\nStatus: deinstall ok config-files\nVersion: 2\nArchitecture: all\n\n"
         "Package: a\nStatus: hold ok installed\nVersion: 1:1-1\nArchitecture: amd64\n"
     )
-    assert pipeline.installed(status) == (("a", "1:1-1", "amd64"), ("b", "2", "all"))
-    assert pipeline.installed("") == ()
+    assert installed(status) == (("a", "1:1-1", "amd64"), ("b", "2", "all"))
+    assert installed("") == ()
 
 
 def test_archive_date_is_the_newest(tmp_path: Path) -> None:
@@ -307,7 +309,7 @@ def test_bytecode_is_valid_for_the_epoch(tmp_path: Path) -> None:
     (tmp_path / "usr/a.pyc").write_bytes(b"mgic" + struct.pack("<III", 0, 999, 5) + b"code")
     hashed = b"mgic" + struct.pack("<I", 1) + b"12345678code"
     (tmp_path / "usr/b.pyc").write_bytes(hashed)
-    tree.stamp_bytecode(tmp_path, 1234)
+    stamp_bytecode(tmp_path, 1234)
     assert (tmp_path / "usr/a.pyc").read_bytes() == b"mgic" + struct.pack("<III", 0, 1234, 5) + b"code"
     assert (tmp_path / "usr/b.pyc").read_bytes() == hashed
 

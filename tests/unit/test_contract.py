@@ -20,9 +20,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES]
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
-    "build.cpio", "build.ids", "build.varmap", "build.recipe_lines", "build.recipe_schema",
+    "build.cpio", "build.ids", "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "keys.efi", "keys.formats", "keys.verify", "lock.intent", "lock.machine", "lock.requests",
-    "seal.authenticode", "seal.erofs", "seal.headerball", "seal.pe", "update.manifest", "vm.machine", "vm.keyboard",
+    "seal.authenticode", "seal.erofs", "seal.headerball", "seal.dpkg", "seal.pe", "seal.varmap",
+    "update.manifest", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",

@@ -26,6 +26,8 @@ from freehold.errors import InputError
 from freehold.keys.x509 import Signer
 from freehold.monitor import Monitor, step
 from freehold.seal import headerball
+from freehold.seal.dpkg import installed
+from freehold.seal.walk import walk
 from freehold.update.manifest import Manifest, Uki, parse_manifest, serialize_manifest, version_valid
 
 DPKG_STATUS = "usr/share/dpkg-db/status"
@@ -117,16 +119,6 @@ def next_version(recipe: Recipe, store: Store, now: float) -> str:
     return recipe.version_at(date, serial)
 
 
-def installed(status: str) -> tuple[tuple[str, str, str], ...]:
-    """(name, version, architecture) of each installed package in dpkg's status text. Pure."""
-    found = []
-    for block in status.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(" "))
-        if fields.get("Status", "").endswith(" installed"):
-            found.append((fields["Package"], fields["Version"], fields["Architecture"]))
-    return tuple(sorted(found))
-
-
 def build(
     path: Path, store: Store, keys: KeyDirectory, monitor: Monitor, *, version: str | None = None, key_uri: str | None = None,
     sources: Path | None = None,
@@ -173,7 +165,7 @@ def _make(
             root, recipe, version=version, epoch=epoch, sources=inputs.archive.sources, lock=ids.parse_lock(inputs.lock)
         )
         found = installed((root / DPKG_STATUS).read_text())
-        entries = list(commits.walk(root))
+        entries = list(walk(root))
         packed = initrd.members(root, kernel, recipe.keychain_files())
         vmlinuz = work / "vmlinuz"
         shutil.copy(root / "usr/lib/modules" / kernel / "vmlinuz", vmlinuz)

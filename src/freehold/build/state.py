@@ -9,9 +9,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from freehold.build import ids, varmap
+from freehold.build import ids
 from freehold.build.recipe import Recipe
 from freehold.errors import FreeholdError, InputError
+from freehold.seal import varmap
 
 SYSUSERS = "usr/lib/sysusers.d/00-freehold-base.conf"
 TMPFILES = "usr/lib/tmpfiles.d/freehold-var.conf"

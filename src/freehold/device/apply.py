@@ -15,12 +15,13 @@ When 3 fails, the intent is not kept: the owner's will and what runs never part 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from freehold import atomic
 from freehold.device import base as bases
-from freehold.device import derive, loader, stage
+from freehold.device import derive, loader, prune, stage
 from freehold.device.base import Base
 from freehold.device.derive import Layer, Signatures, Unsigned
 from freehold.device.sysroot import Sysroot, record
@@ -73,11 +74,16 @@ def prepare(
     layer = None
     if found.packages or found.files:
         layer = (packages or _packages)(sysroot, base, found, monitor)
-    return derive.assemble(sysroot, base, text, serial, monitor, layer)
+    try:
+        return derive.assemble(sysroot, base, text, serial, monitor, layer)
+    finally:
+        shutil.rmtree(sysroot.root / prune.LAYER_SCRATCH, ignore_errors=True)
 
 
 def _packages(sysroot: Sysroot, base: Base, wanted: Requests, monitor: Monitor) -> Layer:
-    raise FreeholdError("this version carries out kernel arguments only", hint="`freehold uninstall` takes packages out")
+    from freehold.device import layer
+
+    return layer.build(sysroot, base, wanted, monitor)
 
 
 def transact(

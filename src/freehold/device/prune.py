@@ -25,6 +25,7 @@ _IMAGE_NAME = re.compile(r"[0-9a-f]{64}\Z")
 ESP_SCRATCH = "EFI/freehold"
 #: Where derived deployments are put together.
 DERIVE_SCRATCH = "derive"
+LAYER_SCRATCH = "layer"
 
 
 def keep(
@@ -111,8 +112,9 @@ def _remove(sysroot: Sysroot, identity: str, entries: Iterable[loader.Entry], re
 
 def _sweep(sysroot: Sysroot) -> None:
     """What interrupted downloads, derivations and copies left."""
-    if (sysroot.root / DERIVE_SCRATCH).is_dir():
-        shutil.rmtree(sysroot.root / DERIVE_SCRATCH)
+    for name in (DERIVE_SCRATCH, LAYER_SCRATCH):
+        if (sysroot.root / name).is_dir():
+            shutil.rmtree(sysroot.root / name)
     for directory, prefix in ((sysroot.images, atomic.TEMPORARY_PREFIX), (sysroot.esp / ESP_SCRATCH, "")):
         for name in _names(directory):
             if name.startswith(prefix):
