@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from freehold.build import commit as commits
-from freehold.build import disk, ids, image, packages, pipeline, rootfs, state, tree, uki, verbs
+from freehold.build import disk, image, packages, pipeline, rootfs, state, tree, uki, verbs
 from freehold.build.recipe import File, Recipe, User, load
 from freehold.build.store import Store, cache_directory
 from freehold.errors import FreeholdError, InputError
 from freehold.keys import verity
 from freehold.monitor import NullMonitor
+from freehold.seal import accounts, ids
 from freehold.seal.dpkg import installed
 from freehold.seal.headerball import Entry
 from freehold.seal.walk import stamp_bytecode, walk
@@ -238,12 +239,12 @@ def test_ids_follow_the_lock_on_disk_too(etc: Path) -> None:
     for path in (file, link):
         os.chown(path, 100, 100, follow_symlinks=False)
     file.chmod(0o4755)
-    lock = state.fix_ids(etc, ids.parse_lock("freehold-ids 1\nuser sshd 300\ngroup sshd 301\n"))
+    lock = accounts.fix_ids(etc, ids.parse_lock("freehold-ids 1\nuser sshd 300\ngroup sshd 301\n"))
     assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o7777) == (300, 301, 0o4755)
     assert (link.lstat().st_uid, link.lstat().st_gid) == (300, 301)
     assert "sshd:x:300:301:" in (etc / "etc/passwd").read_text()
     assert (lock.users["sshd"], lock.groups["sshd"]) == (300, 301)
-    assert ids.parse_lock((etc / state.ID_COPY).read_text()) == lock
+    assert ids.parse_lock((etc / accounts.ID_COPY).read_text()) == lock
 
 
 def test_owners_below_var(tmp_path: Path) -> None:

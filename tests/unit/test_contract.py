@@ -20,9 +20,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES]
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
-    "build.cpio", "build.ids", "build.recipe_lines", "build.recipe_schema",
+    "build.cpio", "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "keys.efi", "keys.formats", "keys.verify", "lock.intent", "lock.machine", "lock.requests",
-    "seal.authenticode", "seal.erofs", "seal.headerball", "seal.dpkg", "seal.pe", "seal.varmap",
+    "seal.authenticode", "seal.erofs", "seal.headerball", "seal.dpkg", "seal.ids", "seal.pe", "seal.varmap",
     "update.manifest", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {

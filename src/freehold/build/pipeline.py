@@ -16,7 +16,7 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.build import commit as commits
-from freehold.build import ids, image, initrd, packages, source, tree, uki
+from freehold.build import image, initrd, packages, source, tree, uki
 from freehold.build.keys import KeyDirectory, with_keychain
 from freehold.build.packages import Archive
 from freehold.build.recipe import Recipe, load
@@ -25,7 +25,7 @@ from freehold.build.tools import Tools, ensure
 from freehold.errors import InputError
 from freehold.keys.x509 import Signer
 from freehold.monitor import Monitor, step
-from freehold.seal import headerball
+from freehold.seal import headerball, ids
 from freehold.seal.dpkg import installed
 from freehold.seal.walk import walk
 from freehold.update.manifest import Manifest, Uki, parse_manifest, serialize_manifest, version_valid

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freehold import run
-from freehold.build import ids, state
-from freehold.build.ids import IdLock
+from freehold.build import state
 from freehold.build.recipe import Recipe
 from freehold.errors import FreeholdError, InputError
+from freehold.seal import accounts, ids
+from freehold.seal.ids import IdLock
 from freehold.seal.walk import LEFTOVERS, SECRETS, SETUID_BITS, stamp_bytecode
 
 #: Top-level directories that belong to the machine live in /var.
@@ -150,7 +151,7 @@ def finish(tree: Path, recipe: Recipe, *, version: str, epoch: int, sources: str
     kernel = settle_kernel(tree)
     write_files(tree, recipe)
     state.add_users(tree, recipe)
-    lock = state.fix_ids(tree, lock)
+    lock = accounts.fix_ids(tree, lock)
     own_files(tree, recipe)
     set_units(tree, recipe)
     strip_setuid(tree, recipe.setuid_keep)

@@ -8,6 +8,7 @@ build settles a tree: no secrets, no leftovers, no set-uid, /var as rules and se
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -17,15 +18,16 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.device import base as bases
-from freehold.device import prune, wanted
+from freehold.device import prune, stage, wanted
 from freehold.device.base import Base
 from freehold.device.derive import Layer, fresh
 from freehold.device.sandbox import Box, opened
-from freehold.device.sysroot import Sysroot
-from freehold.errors import CommandError, FreeholdError, InputError
+from freehold.device.sysroot import Sysroot, read_bytes
+from freehold.errors import CommandError, FreeholdError, InputError, NotHereError, VerificationError
+from freehold.keys import verity
 from freehold.lock.requests import Requests
 from freehold.monitor import Monitor, step
-from freehold.seal import dpkg, varmap
+from freehold.seal import accounts, dpkg, ids, varmap
 from freehold.seal.headerball import Entry
 from freehold.seal.walk import LEFTOVERS, SECRETS, SETUID_BITS, stamp_bytecode, walk
 
@@ -37,6 +39,7 @@ APT = (
     "-o", "Dpkg::Options::=--force-confold", "-o", "Acquire::Retries=2", "-o", "Acquire::AllowInsecureRepositories=false",
     "-o", "APT::Get::AllowUnauthenticated=false",
 )  # fmt: skip
+MAX_LOCK_BYTES = 4 << 20
 #: More that the package manager leaves behind.
 _TRACES = ("var/cache/debconf/tmp.ci",)
 _OVERLAY = "trusted.overlay."
@@ -60,6 +63,8 @@ def build(sysroot: Sysroot, base: Base, requested: Requests, monitor: Monitor) -
             text = (box.tree / STATUS).read_text(errors="replace")
             _check_settled(box, text)
             with step(monitor, "settling"):
+                lock = accounts.joined(_lock(sysroot, below.entries), own_lock(sysroot))
+                accounts.fix_ids(box.tree, lock, etc="usr/etc", more=[box.var])
                 _settle_var(box, before)
         _clean(work / "upper", below.epoch)
         entries, removed = scan(work / "upper", {entry.path: entry for entry in below.entries})
@@ -124,6 +129,26 @@ def _check_settled(box: Box, status: str) -> None:
             faults=faults or audit.splitlines()[:12],
             hint="nothing was deployed",
         )
+
+
+def _lock(sysroot: Sysroot, entries: Sequence[Entry]) -> ids.IdLock:
+    entry = next((one for one in entries if one.path == f"/{accounts.ID_COPY}"), None)
+    if entry is None:
+        return ids.IdLock()
+    data = read_bytes(sysroot.repo / "objects" / entry.redirect.lstrip("/"), MAX_LOCK_BYTES) if entry.redirect else b""
+    if verity.digest_bytes(data) != (entry.digest or verity.digest_bytes(b"")):
+        raise VerificationError(f"{entry.path} is not as it was signed")
+    return ids.parse_lock(data.decode())
+
+
+def own_lock(sysroot: Sysroot) -> ids.IdLock:
+    """The numbers that the newest deployment of this machine's own has given; none when there is none."""
+    for entry in stage.ensure_esp(sysroot):
+        with contextlib.suppress(NotHereError, VerificationError):
+            found, _ = bases.read(sysroot, entry.id)
+            if found.manifest.derived is not None:
+                return _lock(sysroot, bases.image(sysroot, Base(found.manifest, "")).entries)
+    return ids.IdLock()
 
 
 def _below(top: Path) -> list[tuple[str, Path]]:
