@@ -31,7 +31,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes devices and mou
 def test_a_plan_is_understood() -> None:
     text = (
         "Reading package lists...\nRemv dash [0.5-1]\nInst fish-common (4.0-1 Debian:13 [all])\n"
-        "Inst less [600-1] (668-1 Debian:13 [amd64])\nInst fish (4.0-1 Debian:13 [amd64]) []\nConf fish (4.0-1 Debian:13 [amd64])\n"
+        "Inst less [600-1] (668-1 Debian:13 [amd64])\nInst fish (4.0-1 Debian:13 [amd64]) []\n"
+        "Conf fish (4.0-1 Debian:13 [amd64])\n"
     )
     found = dpkg.plan(text)
     assert found.added == (("fish", "4.0-1"), ("fish-common", "4.0-1"))
@@ -40,8 +41,8 @@ def test_a_plan_is_understood() -> None:
 
 
 @pytest.mark.parametrize(("text", "wanted_words"), [
-    ("a\nx: oops\ndpkg: error processing package hello (--configure):\n installed hello package post-installation script subprocess"
-     " returned error exit status 3\n", "the post-installation script of hello failed"),
+    ("a\nx: oops\ndpkg: error processing package hello (--configure):\n installed hello package post-installation script"
+     " subprocess returned error exit status 3\n", "the post-installation script of hello failed"),
     ("dpkg: error processing archive /run/files/x.deb (--unpack):\n corrupt\n", "/run/files/x.deb could not be installed"),
     ("Reading...\nE: Unable to locate package fihs\n", "Unable to locate package fihs"),
     ("", "no message"),
@@ -156,13 +157,14 @@ def package(sysroot: Sysroot, script: str, *, name: str = "hello-local", version
         (deb / path).mkdir(parents=True, exist_ok=True)
     fields = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: A <a@example.org>\n{more}Description: x\n"
     (deb / "DEBIAN/control").write_text(fields)
-    (deb / "DEBIAN/conffiles").write_text("/etc/hello.conf\n")
+    if name == "hello-local":
+        (deb / "DEBIAN/conffiles").write_text("/etc/hello.conf\n")
+        (deb / "etc/hello.conf").write_text("a=1\n")
+        (deb / "var/lib/hello/data").write_text("content\n")
     (deb / "DEBIAN/postinst").write_text(f"#!/bin/sh\nset -e\n{script}\n")
     (deb / "DEBIAN/postinst").chmod(0o755)
-    (deb / "usr/bin/hello-local").write_text("#!/bin/sh\n")
-    (deb / "usr/bin/hello-local").chmod(0o4755)
-    (deb / "var/lib/hello/data").write_text("content\n")
-    (deb / "etc/hello.conf").write_text("a=1\n")
+    (deb / "usr/bin" / name).write_text("#!/bin/sh\n")
+    (deb / "usr/bin" / name).chmod(0o4755)
     target = top / f"{name}_{version}_all.deb"
     tools_or_skip().run(["dpkg-deb", "--root-owner-group", "-b", deb, target], binds=[top])
     return wanted.store_file(sysroot, target)

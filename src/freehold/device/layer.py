@@ -9,6 +9,7 @@ build settles a tree: no secrets, no leftovers, no set-uid, /var as rules and se
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -262,25 +263,23 @@ def scan(upper: Path, base: Mapping[str, Entry]) -> tuple[list[Entry], list[str]
             old = base.get(shown)
             if old is not None and stat.S_ISDIR(old.mode) != stat.S_ISDIR(status.st_mode):
                 raise FreeholdError(f"{shown} changes between file and directory, which a layer cannot do")
-    entries = []
+    entries, here = [], set()
     for entry in walk(upper):
+        here.add(entry.path)
         old = base.get(entry.path)
         if entry.path == "/":
             # The box's own root: the base's stays.
             continue
-        if old is not None and not stat.S_ISDIR(entry.mode) and old == _like(entry, old):
+        if (
+            old is not None
+            and not stat.S_ISDIR(entry.mode)
+            and old == dataclasses.replace(entry, redirect=old.redirect)
+        ):
             (upper / entry.path[1:]).unlink()
             continue
         entries.append(entry)
-    here = {entry.path for entry in entries} | {path for path in base if os.path.lexists(upper / path[1:])}
     for shown in opaque:
         removed += [path for path in base if path.startswith(f"{shown}/") and path not in here]
     gone = [path for path in sorted({*removed}) if path in base]
     atomic.fsync_directory(upper)
     return entries, gone
-
-
-def _like(entry: Entry, old: Entry) -> Entry:
-    import dataclasses
-
-    return dataclasses.replace(entry, redirect=old.redirect)
