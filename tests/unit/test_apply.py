@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lab_derive import MACHINE, DeriveLab, keys
 
 from freehold.cli.table import VERBS
-from freehold.device import apply, loader, request_verbs, stage, strict, upgrade, wanted
+from freehold.device import apply, derive, loader, request_verbs, stage, strict, upgrade, wanted
 from freehold.device import base as bases
 from freehold.device.sysroot import Sysroot, history
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
@@ -219,6 +219,30 @@ def test_a_request_that_is_signed_elsewhere(
     assert "WARNING" in shown
     assert command(f"apply --answer {answer}").data["version"] == "1.0^1"
     assert wanted.load(lab.sysroot).waiting
+
+
+@build
+def test_the_intent_comes_before_the_boot_entry_and_after_the_deployment(
+    lab: DeriveLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut(BaseException):
+        pass
+
+    def cut(*_: object) -> None:
+        raise Cut
+
+    device(monkeypatch, "machine")
+    inbox = lab.sysroot.root / "inbox/intent"
+    for module, name, stands in ((derive, "_image", False), (derive, "finish", False), (loader, "move", True)):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, cut)
+            with pytest.raises(Cut):
+                command("kargs --append loglevel=7 --key me")
+        assert inbox.exists() is stands
+        assert len(lab.entries()) == 1
+    # What the cut left, `apply` carries out.
+    assert command("requests").data["running"] is False
+    assert command("apply").data["version"] == "1.0^1"
 
 
 @build

@@ -169,6 +169,15 @@ def test_the_owner_may_sign_and_a_device_key_signs_no_release(lab: DeriveLab) ->
             bases.read(lab.sysroot, lab.running.id)
 
 
+def test_a_release_key_signs_nothing_derived(lab: DeriveLab) -> None:
+    made = go(lab).manifest
+    directory = lab.sysroot.deployments / made.id
+    data = (directory / "manifest.json").read_bytes()
+    (directory / "manifest.json.sig").write_bytes(keys()["vendor"].sign_document(data))
+    with pytest.raises(VerificationError, match="only this machine or its owner"):
+        bases.read(lab.sysroot, made.id)
+
+
 def test_without_a_key_nothing_is_derived(lab: DeriveLab) -> None:
     with pytest.raises(apply.UnsignableError):
         apply.transact(lab.sysroot, KARGS, 7, None, MONITOR)

@@ -182,12 +182,14 @@ def tree(sysroot: Sysroot, digest: str) -> dict[str, Entry]:
 SCRIPT = """
 adduser --system --group --home /var/lib/hello --no-create-home hello >/dev/null
 mkdir /var/lib/hello/made && chown hello:hello /var/lib/hello/made
-test -z "$(ls /sysroot)" && test -z "$(ls /run/freehold 2>/dev/null)" && test ! -e /tmp/from-outside
-test "$(ls /sys/class/net 2>/dev/null | grep -v lo | wc -l)" = 0
-! (echo > /dev/tcp/127.0.0.1/1) 2>/dev/null
-test -z "$PLANTED" && test -z "$APT_CONFIG"
+test -z "$(ls /sysroot)"
+test ! -e /run/freehold
+test ! -e /tmp/from-outside
+python3 -c 'import socket; assert [name for _, name in socket.if_nameindex()] == ["lo"]'
+python3 -c 'import os; assert not {"PLANTED", "APT_CONFIG", "http_proxy"} & set(os.environ); assert os.environ["HOME"] == "/root"'
+python3 -c 'caps = [one for one in open("/proc/self/status") if "CapEff" in one]; assert not int(caps[0].split()[1], 16) >> 21 & 1'
 touch /run/trace /tmp/trace
-! /usr/sbin/policy-rc.d ssh start
+if /usr/sbin/policy-rc.d ssh start; then exit 9; fi
 rm /usr/share/doc/less/copyright 2>/dev/null || true
 """
 
@@ -197,6 +199,7 @@ rm /usr/share/doc/less/copyright 2>/dev/null || true
 def test_a_package_file_from_end_to_end(machine: Sysroot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANTED", "yes")
     monkeypatch.setenv("APT_CONFIG", "/tmp/evil")
+    monkeypatch.setenv("http_proxy", "http://evil.invalid/")
     base = loader.listing(machine.esp)[0]
     before = tree(machine, next(one.name for one in machine.images.iterdir()))
     made = go(machine, package(machine, SCRIPT)).manifest
