@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lab_derive import MACHINE, DeriveLab, keys
 
 from freehold.cli.table import VERBS
-from freehold.device import apply, derive, loader, request_verbs, stage, strict, upgrade, wanted
+from freehold.device import apply, derive, loader, request_verbs, stage, status, strict, upgrade, wanted
 from freehold.device import base as bases
 from freehold.device.sysroot import Sysroot, history
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
@@ -398,6 +398,7 @@ def test_an_update_is_held_when_the_requests_do_not_go_with_it(lab: DeriveLab, m
         go(lab, keys()["machine"])
     assert lab.entries() == before
     assert [event["event"] for event in history(lab.sysroot)] == ["held", "held"]
+    assert "2.0 is held" in str(status.gather(lab.sysroot)["messages"])
     # The owner signs the deployment elsewhere.
     standing(lab, KARGS, 9)
     device(monkeypatch, None)

@@ -187,7 +187,7 @@ test ! -e /run/freehold
 test ! -e /tmp/from-outside
 python3 -c 'import socket; assert [name for _, name in socket.if_nameindex()] == ["lo"]'
 python3 -c 'import os; assert not {"PLANTED", "APT_CONFIG", "http_proxy"} & set(os.environ); assert os.environ["HOME"] == "/root"'
-python3 -c 'caps = [one for one in open("/proc/self/status") if "CapEff" in one]; assert not int(caps[0].split()[1], 16) >> 21 & 1'
+python3 -c 'caps = [l for l in open("/proc/self/status") if "CapEff" in l]; assert not int(caps[0].split()[1], 16) >> 21 & 1'
 touch /run/trace /tmp/trace
 if /usr/sbin/policy-rc.d ssh start; then exit 9; fi
 rm /usr/share/doc/less/copyright 2>/dev/null || true

@@ -98,11 +98,13 @@ def look(sysroot: Sysroot, config: UpdateConfig) -> fetch.Offer:
     return fetch.offer(config.url, config.stream, Keychain.from_directory(sysroot.keychain))
 
 
-def remember(sysroot: Sysroot, config: UpdateConfig, offered: Manifest | None) -> None:
-    """Note the outcome of a check for ``status``: ``offered`` is what could be installed (informational)."""
+def remember(sysroot: Sysroot, config: UpdateConfig, offered: Manifest | None, *, held: str = "") -> None:
+    """Note the outcome of a check for ``status``: ``offered`` is what could be installed, ``held`` why it was not
+    (informational).
+    """
     available = {"version": offered.version, "id": offered.id, "timestamp": offered.timestamp} if offered else None
     sysroot.state.mkdir(parents=True, exist_ok=True)
-    data = {"last_check": int(time.time()), "stream": config.stream, "available": available}
+    data = {"last_check": int(time.time()), "stream": config.stream, "available": available, "held": held[:500] or None}
     atomic.write(sysroot.state / "update.json", canonical(data) + b"\n")
 
 

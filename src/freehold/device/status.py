@@ -128,6 +128,9 @@ def gather(sysroot: Sysroot) -> dict[str, object]:
         if deployment.id in states or deployment.id == booted or not entries
     ]
     lock, messages = lock_of(sysroot)
+    held = read_json(sysroot.state / "update.json").get("held")
+    if isinstance(held, str) and held:
+        messages.append(f"update: {held[:500]}")
     return {
         "schema": SCHEMA,
         "booted": booted or None,

@@ -105,7 +105,11 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
     with step(monitor, "staging"):
         staged = offered
         if asked is not None and asked.list:
-            staged = reapply(sysroot, Base(offered, sha256(offer.manifest_bytes)), asked, options.signer, monitor)
+            try:
+                staged = reapply(sysroot, Base(offered, sha256(offer.manifest_bytes)), asked, options.signer, monitor)
+            except FreeholdError as error:
+                stage.remember(sysroot, config, offered, held=error.message)
+                raise
             data["requests"] = list(asked.list.lines)
         else:
             stage.commit(sysroot, offered)
