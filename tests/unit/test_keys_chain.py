@@ -200,7 +200,7 @@ def test_a_device_counts_by_its_owner_and_for_nothing_else(keys: Path) -> None:
     document = signer(keys, "device").sign_document(TEXT)
     assert verify_document(TEXT, document, keychain=keychain, role="device").key == "device"
     for role in ("release", "owner"):
-        assert not verify_document(TEXT, document, keychain=keychain, role=role).ok  # type: ignore[arg-type]
+        assert not verify_document(TEXT, document, keychain=keychain, role=role).ok
     for role in ("device", "owner"):
         # A vendor issues releases' keys. One that issued an owner's or a device's would own every machine.
         forged = built(keys, "vendor", role=role)
