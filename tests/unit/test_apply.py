@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -165,7 +167,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeriveLab:
 
 
 def device(monkeypatch: pytest.MonkeyPatch, by: str | None) -> None:
-    monkeypatch.setattr(request_verbs, "device_signer", lambda: (keys()[by] if by else None, "" if by else "strict"))
+    monkeypatch.setattr(request_verbs, "device_signer", lambda _: (keys()[by] if by else None, "" if by else "strict"))
 
 
 def command(line: str) -> Report:
@@ -352,7 +354,7 @@ class Releases:
 
 
 def go(lab: DeriveLab, signer: Signer | None) -> Report:
-    options = upgrade.Options(signer=lambda: (signer, "" if signer else "strict"))
+    options = upgrade.Options(signer=lambda _: (signer, "" if signer else "strict"))
     return upgrade.upgrade(lab.sysroot, options, MONITOR)
 
 
@@ -414,6 +416,16 @@ def test_without_requests_an_update_is_the_release_itself(lab: DeriveLab, monkey
     new = server.bring("2.0", 2000)
     assert "2.0 is staged" in go(lab, None).text
     assert loader.listing(lab.sysroot.esp)[0].id == new.id
+
+
+def test_a_strict_intent_uses_no_device_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("freehold.device.device_key")
+    module.open_signer = lambda: keys()["machine"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "freehold.device.device_key", module)
+    assert request_verbs.device_signer(PLAIN)[0] is keys()["machine"]
+    signer, why = request_verbs.device_signer(dataclasses.replace(PLAIN, strict=True))
+    assert signer is None
+    assert "strict" in why
 
 
 def test_the_verbs_are_in_the_table() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from freehold.device.sysroot import Sysroot
     from freehold.device.wanted import Wanted
     from freehold.keys.x509 import Signer
+    from freehold.lock.intent import Intent
     from freehold.lock.requests import Edit
     from freehold.monitor import Monitor
 
@@ -137,9 +138,12 @@ def owner_signer(uri: str, monitor: Monitor) -> Signer:
     return verbs.owner_signer(uri, monitor)
 
 
-def device_signer() -> tuple[Signer | None, str]:
-    """The device's key, or ``None`` and why it is not used."""
+def device_signer(intent: Intent | None) -> tuple[Signer | None, str]:
+    """The device's key, or ``None`` and why it is not used; ``intent`` is what it would carry out."""
     import importlib
+
+    if intent is not None and intent.strict:
+        return None, "the intent is strict: the owner signs every deployment"
 
     try:
         module = importlib.import_module("freehold.device.device_key")
@@ -157,7 +161,7 @@ def _accept(sysroot: Sysroot, signed: bytes, text: bytes, owner: Signer | None, 
     from freehold.device import apply, wanted
 
     intent = wanted.check(sysroot, signed)
-    signer, why = device_signer()
+    signer, why = device_signer(intent)
     try:
         outcome = apply.transact(
             sysroot, text, intent.serial, signer or owner, monitor, accept=lambda: wanted.leave(sysroot, intent, signed)
@@ -184,7 +188,7 @@ def _write_request(
     from freehold.lock import intent as intents
 
     intent = wanted.propose(sysroot, text) if propose else None
-    signer, why = device_signer()
+    signer, why = device_signer(intent or wanted.newest(sysroot)[0])
     if signer is not None and intent is not None:
         atomic.write(path, intents.serialize(intent) + text)
     else:
@@ -225,7 +229,7 @@ def apply(options: argparse.Namespace, monitor: Monitor) -> Report:
         return _write_request(
             sysroot, current.text, current.serial, options.request, monitor, propose=False, release=options.release
         )
-    signer, why = device_signer()
+    signer, why = device_signer(current.intent)
     if options.key is not None:
         signer = signer or owner_signer(options.key, monitor)
     if signer is None:

@@ -21,18 +21,19 @@ from freehold.update.manifest import Difference, Manifest, difference, sha256
 
 if TYPE_CHECKING:
     from freehold.keys.x509 import Signer
+    from freehold.lock.intent import Intent
 
 SCHEMA = "freehold-upgrade-1"
 
 
 #: Opens the key that signs what this machine derives; ``None`` and the reason when it has none.
-Signers = Callable[[], "tuple[Signer | None, str]"]
+Signers = Callable[["Intent | None"], "tuple[Signer | None, str]"]
 
 
-def _device_signer() -> tuple[Signer | None, str]:
+def _device_signer(intent: Intent | None) -> tuple[Signer | None, str]:
     from freehold.device.request_verbs import device_signer
 
-    return device_signer()
+    return device_signer(intent)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def reapply(sysroot: Sysroot, base: Base, asked: Wanted, signer: Signers, monito
     When it cannot be made, the update is held: :class:`FreeholdError` says why, the release stays downloaded, and what
     ran before goes on.
     """
-    key, why = signer()
+    key, why = signer(asked.intent)
     version = base.manifest.version
     try:
         return apply.on_base(sysroot, base, asked.text, asked.serial, key, monitor).manifest
