@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-# Thin targets; the programs behind them are `freehold`, pytest, and the packages demo/ and bench/.
+# Thin targets; the programs behind them are `freehold`, pytest, and the packages demo/, bench/ and attack/.
 # The C programs have a makefile of their own, Makefile.c, which runs in the tools tree.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGUMENTS ?=
+ATTACK_ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help prepare test test-unit demo bench clean
+.PHONY: help prepare test test-unit demo bench attack clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,6 +27,9 @@ demo: prepare ## build the reference system, boot it, and play the whole story
 
 bench: prepare ## measure beside the peers; results in bench/results/
 	@$(BIN)/python -m bench
+
+attack: prepare ## change a locked machine from outside, row by row, and print how each ended
+	@$(BIN)/python -m attack $(ATTACK_ARGUMENTS)
 
 clean: ## remove what builds and tests left here; caches and the store outside stay
 	rm -rf $(VENV) build-output .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The C programs: `early` (the initrd's only program) and `guardctl`, both static.
+# The C programs: `early` (the initrd's only program), `guardctl` and the launcher `updater`, all static.
 #   make -f Makefile.c [OUT=DIR]     from the top of the repository, in the tools tree
 # bpf/guard.mk builds the guard's BPF object, its loader and guardctl; early links the same loader.
 OUT ?= build-output/c
@@ -10,12 +10,12 @@ GUARD_CC := $(CC)
 GUARD_CFLAGS := $(CFLAGS_C)
 
 .PHONY: all clean
-all: $(OUT)/early $(OUT)/guardctl
+all: $(OUT)/early $(OUT)/guardctl $(OUT)/updater
 
 include bpf/guard.mk
 
-# The guard's own two sources have their rules in guard.mk.
-EARLY_SOURCES := $(filter-out early/guard.c early/guardctl.c,$(sort $(wildcard early/*.c)))
+# The guard's own two sources have their rules in guard.mk; the launcher is a program of its own.
+EARLY_SOURCES := $(filter-out early/guard.c early/guardctl.c early/updater.c,$(sort $(wildcard early/*.c)))
 EARLY_OBJECTS := $(patsubst early/%.c,$(OUT)/early-objects/%.o,$(EARLY_SOURCES))
 
 $(OUT)/early-objects/%.o: early/%.c $(wildcard early/*.h) bpf/guard.h
@@ -27,6 +27,11 @@ $(OUT)/early: $(EARLY_OBJECTS) $(GUARD_OUT)/guard.o
 
 $(OUT)/guardctl: $(GUARD_OUT)/guardctl
 	cp $< $@
+
+# One file and the C library: the sealed program that the guard lets start the updater.
+$(OUT)/updater: early/updater.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_C) -static $< -o $@
 
 clean:
 	rm -rf $(OUT)

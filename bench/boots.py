@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.builds import RECIPE, Bench
 from bench.measure import REPOSITORY, Ratio, Series, load, say, write
 from freehold import run
-from freehold.build import cpio, initrd, rootfs, uki
+from freehold.build import initrd, rootfs, uki
 from freehold.build.disk import ALIGNMENT, DEFAULT_SIZE, ESP_SIZE, MIB, derived_uuid, partition_table, uki_name
 from freehold.build.recipe import load as load_recipe
 from freehold.build.store import cache_directory
@@ -21,13 +21,14 @@ from freehold.build.tools import Tools
 from freehold.build.tools import ensure as ensure_tools
 from freehold.errors import FreeholdError
 from freehold.monitor import NullMonitor
+from freehold.seal import cpio
 from freehold.vm import Machine, VirtualMachine, start
 
 BOOT_LIMIT = 1.05
 #: Seconds from the guest agent's first answer to multi-user.target.
 SETTLE_SECONDS = 180.0
 #: What the early step needs of the kernel command line, and a plain root does not.
-SEALED_ONLY = ("freehold.image=", "rootfstype=")
+SEALED_ONLY = ("freehold.image=", "freehold.release=", "rootfstype=")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def plain_uki(tools: Tools, bench: Bench, tree: Path, kernel: str) -> Path:
     packed["init"] = cpio.Member(cpio.EXECUTABLE, (work / "init").read_bytes())
     initrd.write_initrd(tools, packed, work / "initrd")
     shutil.copy(tree / "usr/lib/modules" / kernel / "vmlinuz", work / "vmlinuz")
-    line = uki.command_line("", recipe.console, recipe.cmdline)
+    line = uki.command_line("", 0, recipe.console, recipe.cmdline)
     words = [word for word in line.split() if not word.startswith(SEALED_ONLY)]
     return uki.write_uki(
         tools, work, kernel=work / "vmlinuz", uname=kernel, initrd=work / "initrd", line=" ".join(words),

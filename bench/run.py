@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make bench``: measures what the project promises and prints a table of ratios; see docs/benchmarks.md.
 
-``python -m bench.run [build] [boot] [status]`` from the repository's top, or by its path.
+``python -m bench.run [build] [boot] [status] [verify]`` from the repository's top, or by its path.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from bench.boots import measure_boots  # noqa: E402
 from bench.builds import Bench, measure_builds  # noqa: E402
 from bench.measure import machine, table  # noqa: E402
 from bench.statuses import measure_status  # noqa: E402
+from bench.verifies import measure_verify  # noqa: E402
 from freehold.build.store import cache_directory  # noqa: E402
 from freehold.errors import FreeholdError  # noqa: E402
 
-PARTS = ("build", "boot", "status")
+PARTS = ("build", "boot", "status", "verify")
 
 
 def main(arguments: list[str]) -> int:
@@ -45,6 +46,8 @@ def main(arguments: list[str]) -> int:
             ratios += measure_boots(bench, options.rounds)
         if "status" in chosen:
             ratios += measure_status(bench)
+        if "verify" in chosen:
+            ratios += measure_verify(bench, options.rounds)
     except FreeholdError as error:
         print(f"bench: {error.message}\n{error.diagnostics()}", file=sys.stderr)
         return error.exit_status

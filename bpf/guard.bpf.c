@@ -12,7 +12,12 @@
  * tampering        ptrace_access_check, ptrace_traceme     other privileged processes
  *                  capable                                 CAP_MAC_ADMIN, CAP_SYS_RAWIO
  *                  file_open                               block devices, helper sysctls, /proc/PID/mem, IPE's files
+ *                  task_prctl                              the running program's name
  *                  sb_mount, move_mount, sb_pivotroot      what lies at /, /usr and /etc
+ * secrets          bprm_committed_creds                    who is the updater
+ *                  file_open, ptrace_access_check          files and processes that only the updater may read
+ *                  file_ioctl(_compat), uring_cmd          the disk below them
+ *                  perf_event_open, bpf, capable           the memory that holds them
  * owner directory  file_open, file_ioctl(_compat), inode_{create,link,unlink,symlink,mkdir,rmdir,mknod,rename,setattr,
  *                  setxattr,removexattr,set_acl,remove_acl,file_setattr}
  * self-protection  bpf_map, bpf_prog_load, inode_{unlink,rmdir,rename} on bpffs, sb_umount
@@ -28,27 +33,38 @@
 char LICENSE[] SEC("license") = "GPL"; /* the kernel offers these helpers to such programs only */
 
 #define EPERM 1
+#define ENOSYS 38
+#define PR_SET_MM 35
+#define PR_SET_MM_EXE_FILE 13
+#define PR_SET_MM_MAP 14
 #define PROT_WRITE 2
 #define PROT_EXEC 4
 #define FMODE_WRITE 2
 #define FMODE_BACKING (1u << 24) /* not in BTF; the laboratory fails where a kernel moves it */
 #define S_IFMT 0170000
 #define S_IFBLK 0060000
+#define S_IFCHR 0020000
+#define O_NONBLOCK 04000
+#define SG_MAJOR 21
 #define LOOP_MAJOR 7
 #define MS_REMOUNT (1ul << 5)
 #define MS_MOVE (1ul << 13)
 #define MS_PROPAGATION (0xful << 17)
 #define MNT_DETACH 2
 #define PTRACE_MODE_ATTACH 2
+#define PTRACE_MODE_NOAUDIT 4
 #define CAP_OPT_NOAUDIT 2
 #define CAP_SYS_RAWIO 17
+#define CAP_SYS_ADMIN 21
 #define CAP_MAC_ADMIN 33
+#define CAP_PERFMON 38
 #define BPFFS_MAGIC 0xcafe4a11
 #define PROC_MAGIC 0x9fa0
 #define SYSFS_MAGIC 0x62656572
 #define SECURITYFS_MAGIC 0x73636673
 #define BINFMT_MAGIC 0x42494e4d
 #define CGROUP1_MAGIC 0x27e0eb
+#define TRACEFS_MAGIC 0x74726163
 #define MAX_DEPTH 48
 
 #define BIT(n) (1ull << (n))
@@ -63,11 +79,16 @@ const volatile __u32 owner_dev;	     /* the owner directory */
 const volatile __u64 owner_ino;
 const volatile __u32 first_mount_ns; /* inode number of the first mount namespace */
 const volatile __u64 jit_inodes[GUARD_JIT]; /* on the sealed tree; 0 ends the list */
+const volatile __u32 etc_dev;	     /* the running /etc, when it is a file system of its own */
+const volatile __u32 root_mount;     /* number of the first root's mount; without it nobody is the updater */
+const volatile __u32 owner_disks[GUARD_DISKS]; /* block devices whose bytes are the owner directory's; 0 ends the list */
 
 /* ---- maps ---- */
 
 struct task_tag {
 	__u32 born_privileged; /* the address space began with a privileged exec */
+	__u32 updater;	       /* enum updater */
+	__u32 loading;	       /* a BPF program is in the verifier, in this system call */
 	__u32 untrusted;       /* the exec under way has an untrusted file in its chain ... */
 	char name[GUARD_NAMES][GUARD_NAME]; /* ... this one */
 };
@@ -108,6 +129,7 @@ struct {
 } gd_tasks SEC(".maps");
 
 #include "guard_judge.h"
+#include "guard_secret.h"
 
 /* ---- tracking ---- */
 
@@ -155,8 +177,12 @@ int BPF_PROG(guard_exec_done, const struct linux_binprm *bprm)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct task_tag *tag = bpf_task_storage_get(&gd_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
-	if (tag)
+	if (tag) {
 		tag->born_privileged = privileged(BPF_CORE_READ(task, real_cred));
+		tag->updater = updater_after_exec(task, BPF_CORE_READ(bprm, file, f_path.dentry),
+						  BPF_CORE_READ(bprm, unsafe), tag->updater);
+		tag->loading = 0;
+	}
 	return 0;
 }
 
@@ -282,11 +308,14 @@ static __always_inline bool is_code_for_kernel(__u32 id)
 SEC("lsm/kernel_read_file")
 int BPF_PROG(guard_read_file, struct file *file, enum kernel_read_file_id id, bool contents)
 {
+	struct dentry *dentry;
+
 	if (mode() == GUARD_OPEN || !is_code_for_kernel(id))
 		return 0;
-	if (trusted_inode(file->f_inode))
+	dentry = BPF_CORE_READ(file, f_path.dentry);
+	if (trusted_inode(file->f_inode) && !(id == READING_MODULE && hands_out_disks(dentry)))
 		return 0;
-	return refuse(RULE_KERNEL_FILE, BPF_CORE_READ(file, f_path.dentry), id);
+	return refuse(RULE_KERNEL_FILE, dentry, id);
 }
 
 /* From a buffer: nobody can say where it came from. kmod passes descriptors. */
@@ -303,7 +332,17 @@ int BPF_PROG(guard_load_data, enum kernel_load_data_id id, bool contents)
 SEC("lsm/ptrace_access_check")
 int BPF_PROG(guard_ptrace, struct task_struct *child, unsigned int access)
 {
-	if (mode() == GUARD_OPEN || !(access & PTRACE_MODE_ATTACH) || !privileged(BPF_CORE_READ(child, real_cred)))
+	struct task_tag *tag;
+
+	if (mode() == GUARD_OPEN)
+		return 0;
+	tag = bpf_task_storage_get(&gd_tasks, child, 0, 0);
+	if (tag && tag->updater) {
+		if (access & PTRACE_MODE_NOAUDIT) /* ps and the like */
+			return silent_refusal();
+		return refuse(RULE_SECRET, BPF_CORE_READ(child, mm, exe_file, f_path.dentry), BPF_CORE_READ(child, tgid));
+	}
+	if (!(access & PTRACE_MODE_ATTACH) || !privileged(BPF_CORE_READ(child, real_cred)))
 		return 0;
 	return refuse(RULE_PTRACE, BPF_CORE_READ(child, mm, exe_file, f_path.dentry), BPF_CORE_READ(child, tgid));
 }
@@ -324,6 +363,8 @@ int BPF_PROG(guard_capable, const struct cred *cred, struct user_namespace *ns, 
 	char name[GUARD_NAME] __attribute__((aligned(8))) = {};
 	struct file *exe;
 
+	if (cap == CAP_PERFMON || cap == CAP_SYS_ADMIN)
+		return observing_program();
 	if (cap != CAP_MAC_ADMIN && cap != CAP_SYS_RAWIO)
 		return 0;
 	if (mode() == GUARD_OPEN || (opts & CAP_OPT_NOAUDIT) || BPF_CORE_READ(ns, level))
@@ -355,6 +396,11 @@ static __always_inline int system_file(struct dentry *dentry, __u64 magic)
 	}
 	if (magic == SYSFS_MAGIC && IS(name, "uevent_helper"))
 		return refuse(RULE_HELPER, dentry, 0);
+	/* A disk that leaves and comes back has another number. */
+	if (magic == SYSFS_MAGIC && (IS(name, "unbind") || IS(name, "remove") || IS(name, "delete")))
+		return refuse(RULE_BLOCK, dentry, 0);
+	if (magic == TRACEFS_MAGIC)
+		return refuse(RULE_OBSERVE, dentry, 0);
 	if (magic == CGROUP1_MAGIC && IS(name, "release_agent"))
 		return refuse(RULE_HELPER, dentry, 0);
 	if (magic == BINFMT_MAGIC)
@@ -379,12 +425,18 @@ int BPF_PROG(guard_open, struct file *file)
 {
 	struct dentry *dentry;
 	struct inode *inode;
+	__u32 type;
 
-	if (!(BPF_CORE_READ(file, f_mode) & FMODE_WRITE) || mode() == GUARD_OPEN)
+	if (mode() == GUARD_OPEN)
 		return 0;
 	dentry = BPF_CORE_READ(file, f_path.dentry);
 	inode = BPF_CORE_READ(file, f_inode);
-	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFBLK) {
+	type = BPF_CORE_READ(inode, i_mode) & S_IFMT;
+	if (type == S_IFCHR && BPF_CORE_READ(inode, i_rdev) >> 20 == SG_MAJOR) /* reads disks in any mode */
+		return refuse(RULE_BLOCK, dentry, BPF_CORE_READ(inode, i_rdev));
+	if (!(BPF_CORE_READ(file, f_mode) & FMODE_WRITE))
+		return reading(file, inode, dentry, type);
+	if (type == S_IFBLK) {
 		__u32 device = BPF_CORE_READ(inode, i_rdev);
 
 		if (device >> 20 != LOOP_MAJOR)
@@ -400,10 +452,16 @@ SEC("lsm/sb_mount")
 int BPF_PROG(guard_mount, const char *device, const struct path *path, const char *type, unsigned long flags, void *data)
 {
 	struct dentry *dentry;
+	struct mount *mnt;
 
-	if (mode() == GUARD_OPEN || (flags & (MS_REMOUNT | MS_PROPAGATION)) || !in_first_mount_ns())
+	if (mode() == GUARD_OPEN || (flags & (MS_REMOUNT | MS_PROPAGATION)))
 		return 0;
 	dentry = BPF_CORE_READ(path, dentry);
+	mnt = mount_of(BPF_CORE_READ(path, mnt));
+	if (shared_system_place(mnt, dentry) || covers_owner(mnt, dentry))
+		return refuse(RULE_MOUNT, dentry, 0);
+	if (!in_first_mount_ns())
+		return 0;
 	if ((flags & MS_MOVE) || is_system_place(BPF_CORE_READ(path, mnt), dentry))
 		return refuse(RULE_MOUNT, dentry, 0);
 	return 0;
@@ -413,11 +471,16 @@ SEC("lsm/move_mount")
 int BPF_PROG(guard_move_mount, const struct path *from, const struct path *to)
 {
 	struct dentry *dentry;
-	struct mount *source;
+	struct mount *source, *mnt;
 
-	if (mode() == GUARD_OPEN || !in_first_mount_ns())
+	if (mode() == GUARD_OPEN)
 		return 0;
 	dentry = BPF_CORE_READ(to, dentry);
+	mnt = mount_of(BPF_CORE_READ(to, mnt));
+	if (shared_system_place(mnt, dentry) || covers_owner(mnt, dentry))
+		return refuse(RULE_MOUNT, dentry, 0);
+	if (!in_first_mount_ns())
+		return 0;
 	source = mount_of(BPF_CORE_READ(from, mnt));
 	/* A new mount comes from an anonymous namespace, a moved one from ours. */
 	if (BPF_CORE_READ(source, mnt_ns, ns.inum) == first_mount_ns ||
@@ -461,6 +524,7 @@ int BPF_PROG(guard_map, struct bpf_map *map, fmode_t fmode)
 SEC("lsm/bpf_prog_load")
 int BPF_PROG(guard_prog_load, struct bpf_prog *prog)
 {
+	struct task_tag *tag;
 	__u32 type;
 
 	if (mode() == GUARD_OPEN || is_init())
@@ -471,21 +535,30 @@ int BPF_PROG(guard_prog_load, struct bpf_prog *prog)
 	    type == BPF_PROG_TYPE_TRACING || type == BPF_PROG_TYPE_STRUCT_OPS || type == BPF_PROG_TYPE_EXT ||
 	    type == BPF_PROG_TYPE_LSM || type == BPF_PROG_TYPE_SYSCALL)
 		return refuse(RULE_PROGRAM, NULL, type);
+	/* The other kinds may not read memory at will: see observing_program(). */
+	tag = bpf_task_storage_get(&gd_tasks, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!tag)
+		return silent_refusal();
+	tag->loading = 1;
 	return 0;
 }
 
 SEC("lsm/sb_umount")
 int BPF_PROG(guard_umount, struct vfsmount *vfsmount, int flags)
 {
-	struct mount *mnt;
+	struct mount *mnt, *above;
 	struct dentry *root;
 
-	if (mode() == GUARD_OPEN || !in_first_mount_ns())
+	if (mode() == GUARD_OPEN)
 		return 0;
 	mnt = mount_of(vfsmount);
+	above = BPF_CORE_READ(mnt, mnt_parent);
+	if (!in_first_mount_ns() && !propagates(above))
+		return 0;
 	root = BPF_CORE_READ(vfsmount, mnt_root);
 	/* A lazy unmount of a parent takes bpffs along, and this hook sees the parent only. */
 	if (BPF_CORE_READ(vfsmount, mnt_sb, s_magic) == BPFFS_MAGIC || is_system_place(vfsmount, root) ||
+	    shared_system_place(above, BPF_CORE_READ(mnt, mnt_mountpoint)) || is_owner_root(root) ||
 	    ((flags & MNT_DETACH) && BPF_CORE_READ(mnt, mnt_mounts.next) != &mnt->mnt_mounts))
 		return refuse(RULE_UMOUNT, BPF_CORE_READ(mnt, mnt_mountpoint), flags);
 	return 0;

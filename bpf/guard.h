@@ -32,6 +32,9 @@ enum guard_rule {
 	RULE_MAP_FD,	   /* writable descriptor of a map of the guard */
 	RULE_PROGRAM,	   /* BPF program of a kind that can observe or change the kernel */
 	RULE_OWNER,	   /* change below the owner directory */
+	RULE_SECRET,	   /* reading below the owner directory's secrets, or looking into the updater */
+	RULE_OBSERVE,	   /* perf events, tracefs: other ways to see the memory of others */
+	RULE_IDENTITY,	   /* another file set as the running program */
 	RULE_COUNT
 };
 
@@ -39,13 +42,14 @@ enum guard_rule {
 	{                                                                                                              \
 		"exec", "gain", "map", "map-writable", "anonymous", "modified", "ptrace", "capability", "kernel-file", \
 			"block", "helper", "memory-file", "securityfs", "mount", "umount", "pivot", "pin", "map-fd",   \
-			"program", "owner"                                                                             \
+			"program", "owner", "secret", "observe", "identity"                                                                             \
 	}
 
 #define GUARD_COMM 16
 #define GUARD_NAMES 3 /* last path components kept in a record, the file itself first */
 #define GUARD_NAME 32 /* bytes kept of each, with the closing zero */
 #define GUARD_JIT 16  /* sealed programs that may have anonymous executable memory */
+#define GUARD_DISKS 8 /* block devices that hold the owner directory: partition, disk, what lies below */
 
 struct guard_denial_key {
 	__u32 rule;

@@ -126,8 +126,8 @@ static __noinline bool owned(struct dentry *dentry)
 
 		if (BPF_CORE_READ(dentry, d_inode, i_ino) == owner_ino)
 			return true;
-		if (parent == dentry)
-			return false;
+		if (parent == dentry) /* opened by handle, a file may have no place: it could be one of the owner's */
+			return dentry != BPF_CORE_READ(dentry, d_sb, s_root);
 		dentry = parent;
 	}
 	return false;
@@ -160,6 +160,58 @@ static __noinline bool is_system_place(struct vfsmount *vfsmount, struct dentry 
 			continue;
 		}
 		parent = BPF_CORE_READ(dentry, d_parent);
+		if (parent == dentry)
+			break;
+		top = dentry;
+		dentry = parent;
+	}
+	if (!top)
+		return true;
+	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(top, d_name.name));
+	return IS(name, "usr") || IS(name, "etc");
+}
+
+/* Does a change on this mount show on others? Root's namespaces, and bind mounts of one place in two, may be peers of
+ * the first namespace's mounts. A namespace of a user's own cannot: what it has of ours are slaves. */
+static __always_inline bool propagates(struct mount *mnt)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	return BPF_CORE_READ(mnt, mnt_group_id) && !BPF_CORE_READ(task, nsproxy, mnt_ns, user_ns, level);
+}
+
+/* The top directory of the owner directory's file system: what is mounted there, or taken from there, hides it. */
+static __always_inline bool is_owner_root(struct dentry *dentry)
+{
+	return owner_ino && BPF_CORE_READ(dentry, d_sb, s_dev) == owner_dev && BPF_CORE_READ(dentry, d_sb, s_root) == dentry;
+}
+
+/* Would a mount here put other files in the place of the owner directory, where the first mount namespace looks? The
+ * updater believes what lies there: an older intent is signed as well. */
+static __noinline bool covers_owner(struct mount *mnt, struct dentry *dentry)
+{
+	if (!in_first_mount_ns() && !propagates(mnt))
+		return false;
+	return is_owner_root(dentry) || owned(dentry);
+}
+
+/* Is it a place of the sealed tree's or of /etc's file system from where a mount would spread to / , /usr and /etc? */
+static __noinline bool shared_system_place(struct mount *mnt, struct dentry *dentry)
+{
+	char name[8] __attribute__((aligned(8))) = {};
+	struct dentry *top = NULL;
+	__u32 dev;
+
+	if (!propagates(mnt))
+		return false;
+	dev = BPF_CORE_READ(dentry, d_sb, s_dev);
+	if (etc_dev && dev == etc_dev)
+		return true;
+	if (!sealed_dev || dev != sealed_dev)
+		return false;
+	for (int i = 0; i < MAX_DEPTH; i++) {
+		struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
+
 		if (parent == dentry)
 			break;
 		top = dentry;

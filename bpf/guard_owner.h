@@ -152,13 +152,28 @@ static __always_inline int owner_ioctl(struct file *file, unsigned int cmd)
 SEC("lsm/file_ioctl")
 int BPF_PROG(guard_ioctl, struct file *file, unsigned int cmd)
 {
+	if (is_disk_command(cmd))
+		return disk_command(file, cmd);
 	return owner_ioctl(file, cmd);
 }
 
 SEC("lsm/file_ioctl_compat")
 int BPF_PROG(guard_ioctl_compat, struct file *file, unsigned int cmd)
 {
+	if (is_disk_command(cmd))
+		return disk_command(file, cmd);
 	return owner_ioctl(file, cmd);
+}
+
+/* NVMe's way through io_uring. */
+SEC("lsm/uring_cmd")
+int BPF_PROG(guard_uring_command, struct io_uring_cmd *command)
+{
+	unsigned int cmd = BPF_CORE_READ(command, cmd_op);
+
+	if (!is_disk_command(cmd))
+		return 0;
+	return disk_command(BPF_CORE_READ(command, file), cmd);
 }
 
 #endif

@@ -160,6 +160,8 @@ def open_controls(stage: Stage) -> str:
 def open_back_door(stage: Stage) -> str:
     """The control for persistence: a planted unit fires on the open machine."""
     plant_unit(stage, "control")
+    # An open machine loads the guard when it is asked for; root may then do away with it.
+    stage.guest("/usr/lib/freehold/guardctl", "load")
     controls = [(what, script) for what, script, closed_anyway in WAYS_OUT if not closed_anyway]
     for what, script in controls:
         done = stage.guest("sh", "-c", script, check=False)
@@ -219,8 +221,9 @@ def refused(stage: Stage) -> str:
 WAYS_OUT = (
     ("write into the owner's directory", "touch /sysroot/owner/config/x && rm /sysroot/owner/config/x", ""),
     ("move the owner's directory", "mv /sysroot/owner /sysroot/gone && mv /sysroot/gone /sysroot/owner", ""),
-    ("write to the raw disk", "dd if=/dev/vda of=/run/block bs=512 count=1 skip=34 && "
-                              "dd if=/run/block of=/dev/vda bs=512 count=1 seek=34 conv=notrunc", ""),
+    ("read the raw disk", "dd if=/dev/vda of=/dev/null bs=512 count=1", ""),
+    # Between the partition table and the first partition, where nothing lies.
+    ("write to the raw disk", "dd if=/dev/zero of=/dev/vda bs=512 count=1 seek=34 conv=notrunc", ""),
     ("have the kernel start a helper", "echo core > /proc/sys/kernel/core_pattern", ""),
     ("remove the guard's pins", "rm /sys/fs/bpf/freehold/link_guard_exec", ""),
     ("unmount its file system", "umount -l /sys/fs/bpf", ""),

@@ -16,7 +16,10 @@
 /* True when `text` is exactly 64 lower-case hex digits. */
 bool is_digest(const char *text);
 
-/* Wait for the root partition and mount it at DISK; dies when there is none. */
+/*
+ * Wait for the root partition and mount it at DISK; dies when there is none. Of two, the one on the disk that the
+ * boot loader came from. Leaves /run/freehold/esp, a link to that disk's boot partition.
+ */
 void disk_mount(void);
 
 /*

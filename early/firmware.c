@@ -10,7 +10,6 @@
 #include "signatures.h"
 #include "util.h"
 
-#define EFIVARS "/sys/firmware/efi/efivars"
 #define GLOBAL "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 #define SECURITY "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
 #define SHIM "605dab50-e046-4300-abb6-3dd810dd8b23"
@@ -110,13 +109,13 @@ void firmware_read(struct firmware *firmware, struct revoked *revoked)
 {
 	memset(firmware, 0, sizeof(*firmware));
 	/* As systemd would, which keeps it: reading all the variables' names twice would cost a tenth of a second. */
-	if (mount("efivarfs", EFIVARS, "efivarfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0) {
+	if (mount("efivarfs", FIRMWARE_VARIABLES, "efivarfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0) {
 		/* ENOENT: the firmware is no UEFI. */
 		if (errno != ENOENT)
 			say("the firmware's variables cannot be read: %s", strerror(errno));
 		return;
 	}
-	firmware_read_from(EFIVARS, firmware, revoked);
+	firmware_read_from(FIRMWARE_VARIABLES, firmware, revoked);
 }
 
 struct offer {

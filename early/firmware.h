@@ -8,6 +8,9 @@
 
 #include "revoked.h"
 
+/* Where its variables are, once firmware_read() was here. */
+#define FIRMWARE_VARIABLES "/sys/firmware/efi/efivars"
+
 struct lists {
 	const unsigned char *data;
 	size_t length;

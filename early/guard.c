@@ -4,26 +4,33 @@
 #include "guard.h"
 
 #include <bpf/bpf.h>
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/pidfd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include "../bpf/guard.h"
 #include "guard.skel.h"
 
-_Static_assert(GUARD_JIT == GUARD_JIT_LIMIT, "one limit, two headers");
+_Static_assert(GUARD_JIT == GUARD_JIT_LIMIT && GUARD_DISKS == GUARD_DISKS_LIMIT, "one limit, two headers");
 
 #define BPFFS_MAGIC 0xcafe4a11
 #define KERNEL_BTF "/sys/kernel/btf/vmlinux"
 #define MAX_BTF (64 << 20)
+#define MAX_PROCESSES 65536
 
 /* Debian 13's libelf.a leaves these two out of the archive. They prepare and free the search tree of
  * elf_getdata_rawchunk(), which libbpf never calls, in a structure that libelf allocates zeroed: nothing is to be done.
@@ -144,6 +151,215 @@ static int pin_all(struct guard_bpf *guard)
 	return 0;
 }
 
+/* Takes the pins away again, so that a second attempt finds a clean place. */
+static void unpin_all(void)
+{
+	DIR *pins = opendir(GUARD_PINS);
+	struct dirent *entry;
+
+	while (pins && (entry = readdir(pins)))
+		if (entry->d_name[0] != '.')
+			unlinkat(dirfd(pins), entry->d_name, 0);
+	if (pins)
+		closedir(pins);
+	rmdir(GUARD_PINS);
+}
+
+/* One thread that ran before the programs did: what they would have noted at its exec. Gone by now is as good. */
+static void tag_thread(int map, pid_t thread, const void *tag)
+{
+	int pidfd = pidfd_open(thread, PIDFD_THREAD);
+
+	if (pidfd < 0)
+		return;
+	if (bpf_map_update_elem(map, &pidfd, tag, BPF_ANY) != 0 && errno != ESRCH)
+		fail("a running process cannot be tagged", errno);
+	close(pidfd);
+}
+
+static void tag_process(struct guard_bpf *guard, pid_t process, const void *tag)
+{
+	char path[32];
+	struct dirent *entry;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", process);
+	DIR *threads = opendir(path);
+	while (threads && (entry = readdir(threads)))
+		if (isdigit((unsigned char)entry->d_name[0]))
+			tag_thread(bpf_map__fd(guard->maps.gd_tasks), atoi(entry->d_name), tag);
+	if (threads)
+		closedir(threads);
+}
+
+static bool shares_memory(pid_t process, const pid_t *others, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		if (syscall(SYS_kcmp, process, others[i], KCMP_VM, 0, 0) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * Processes with a privileged thread, and those that share one's memory, count as begun privileged: whether their other
+ * threads once were, nobody can tell. Who shares with nobody privileged has nothing to gain. Twice, since a fork may slip
+ * through between the reading of /proc and the tag of its parent; what is forked after that tag inherits it.
+ */
+static int tag_running(struct guard_bpf *guard)
+{
+	__u32 *tag = calloc(1, bpf_map__value_size(guard->maps.gd_tasks));
+	pid_t *privileged = calloc(MAX_PROCESSES, sizeof(*privileged)), *others = calloc(MAX_PROCESSES, sizeof(*others));
+	int error = tag && privileged && others ? 0 : -ENOMEM;
+
+	if (!error)
+		tag[0] = 1; /* struct task_tag begins with born_privileged */
+	for (int round = 0; round < 2 && !error; round++) {
+		size_t privileged_count = 0, others_count = 0;
+		DIR *proc = opendir("/proc");
+		struct dirent *entry;
+
+		while (proc && (entry = readdir(proc))) {
+			if (!isdigit((unsigned char)entry->d_name[0]))
+				continue;
+			if (privileged_count + others_count == MAX_PROCESSES)
+				error = -E2BIG;
+			else if (guard_is_privileged(entry->d_name))
+				privileged[privileged_count++] = atoi(entry->d_name);
+			else
+				others[others_count++] = atoi(entry->d_name);
+		}
+		if (proc)
+			closedir(proc);
+		for (size_t i = 0; i < privileged_count; i++)
+			tag_process(guard, privileged[i], tag);
+		for (size_t i = 0; i < others_count; i++)
+			if (shares_memory(others[i], privileged, privileged_count))
+				tag_process(guard, others[i], tag);
+	}
+	free(tag);
+	free(privileged);
+	free(others);
+	return error ? fail("cannot tag what runs already", error) : 0;
+}
+
+/* Mirrors the kernel half: any uid 0, or a permitted capability beyond the harmless ones. The kernel's own threads run
+ * nobody's code. */
+static bool privileged_status(const char *path)
+{
+	const unsigned long long harmless = 1ull << 10 | 1ull << 11 | 1ull << 13 | 1ull << 14 | 1ull << 35 | 1ull << 36;
+	unsigned long long permitted = 0;
+	unsigned uid[4] = {0, 0, 0, 0};
+	int kernel_thread = 0;
+	char line[256];
+	FILE *status = fopen(path, "re");
+
+	if (!status)
+		return false; /* gone */
+	while (fgets(line, sizeof(line), status)) {
+		if (strncmp(line, "Uid:", 4) == 0)
+			sscanf(line + 4, "%u %u %u %u", &uid[0], &uid[1], &uid[2], &uid[3]);
+		else if (strncmp(line, "CapPrm:", 7) == 0)
+			sscanf(line + 7, "%llx", &permitted);
+		else if (strncmp(line, "Kthread:", 8) == 0)
+			kernel_thread = atoi(line + 8);
+	}
+	fclose(status);
+	return !kernel_thread && (!uid[0] || !uid[1] || !uid[2] || !uid[3] || (permitted & ~harmless));
+}
+
+bool guard_is_privileged(const char *pid)
+{
+	char path[300];
+	struct dirent *entry;
+	bool found = false;
+
+	snprintf(path, sizeof(path), "/proc/%.10s/task", pid);
+	DIR *threads = opendir(path);
+	while (threads && !found && (entry = readdir(threads))) {
+		snprintf(path, sizeof(path), "/proc/%.10s/task/%.10s/status", pid, entry->d_name);
+		found = isdigit((unsigned char)entry->d_name[0]) && privileged_status(path);
+	}
+	if (threads)
+		closedir(threads);
+	return found;
+}
+
+/* ---- what the guard has to know of this boot ---- */
+
+static int read_disk(const char *path, struct guard_disk *disk)
+{
+	FILE *file = fopen(path, "re");
+	int count = file ? fscanf(file, "%u:%u", &disk->major, &disk->minor) : 0;
+
+	if (file)
+		fclose(file);
+	return count == 2 ? 0 : -ENODEV;
+}
+
+/* Adds a block device, the disk that it is a partition of, and the devices that either is stacked on. */
+static int add_disk(struct guard_config *config, struct guard_disk disk)
+{
+	char path[128], inner[400];
+	struct guard_disk below;
+	struct dirent *entry;
+	int i = 0, error = 0;
+	DIR *slaves;
+
+	while (i < GUARD_DISKS && config->disks[i].major) {
+		if (config->disks[i].major == disk.major && config->disks[i].minor == disk.minor)
+			return 0;
+		i++;
+	}
+	if (i == GUARD_DISKS)
+		return -E2BIG;
+	config->disks[i] = disk;
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/partition", disk.major, disk.minor);
+	if (access(path, F_OK) == 0) {
+		snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/../dev", disk.major, disk.minor);
+		error = read_disk(path, &below);
+		if (!error)
+			error = add_disk(config, below);
+	}
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/slaves", disk.major, disk.minor);
+	slaves = opendir(path);
+	while (!error && slaves && (entry = readdir(slaves))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(inner, sizeof(inner), "%s/%s/dev", path, entry->d_name);
+		error = read_disk(inner, &below);
+		if (!error)
+			error = add_disk(config, below);
+	}
+	if (slaves)
+		closedir(slaves);
+	return error;
+}
+
+int guard_describe(const char *root, const char *owner, struct guard_config *config)
+{
+	struct stat sealed, etc, own;
+	struct statx mount;
+	char path[256];
+
+	memset(config, 0, sizeof(*config));
+	snprintf(path, sizeof(path), "%s/etc", root);
+	if (stat(root, &sealed) != 0 || stat(path, &etc) != 0 || stat(owner, &own) != 0)
+		return -errno;
+	if (statx(AT_FDCWD, root, 0, STATX_MNT_ID, &mount) != 0 || !(mount.stx_mask & STATX_MNT_ID))
+		return -ENOTSUP;
+	config->sealed_major = major(sealed.st_dev);
+	config->sealed_minor = minor(sealed.st_dev);
+	if (etc.st_dev != sealed.st_dev) {
+		config->etc_major = major(etc.st_dev);
+		config->etc_minor = minor(etc.st_dev);
+	}
+	config->root_mount = mount.stx_mnt_id;
+	config->owner_major = major(own.st_dev);
+	config->owner_minor = minor(own.st_dev);
+	config->owner_ino = own.st_ino;
+	/* Major 0: in memory, and no disk has a copy. */
+	return config->owner_major ? add_disk(config, (struct guard_disk){config->owner_major, config->owner_minor}) : 0;
+}
+
 int guard_load(const struct guard_config *config)
 {
 	struct guard_bpf *guard;
@@ -162,6 +378,10 @@ int guard_load(const struct guard_config *config)
 	guard->rodata->first_mount_ns = namespace.st_ino;
 	for (int i = 0; i < GUARD_JIT; i++)
 		guard->rodata->jit_inodes[i] = config->jit_inodes[i];
+	guard->rodata->etc_dev = kernel_dev(config->etc_major, config->etc_minor);
+	guard->rodata->root_mount = config->root_mount;
+	for (int i = 0; i < GUARD_DISKS; i++)
+		guard->rodata->owner_disks[i] = kernel_dev(config->disks[i].major, config->disks[i].minor);
 	error = leave_out_missing_hooks(guard);
 	if (!error) {
 		error = guard_bpf__load(guard);
@@ -170,8 +390,13 @@ int guard_load(const struct guard_config *config)
 	}
 	if (!error)
 		error = mount_bpffs();
-	if (!error)
+	if (!error) {
 		error = pin_all(guard);
+		if (!error)
+			error = tag_running(guard);
+		if (error)
+			unpin_all();
+	}
 	guard_bpf__destroy(guard);
 	return error;
 }

@@ -3,22 +3,43 @@
 #ifndef FREEHOLD_EARLY_GUARD_H
 #define FREEHOLD_EARLY_GUARD_H
 
+#include <stdbool.h>
+
 #define GUARD_BPFFS "/sys/fs/bpf"
 #define GUARD_PINS GUARD_BPFFS "/freehold"
 #define GUARD_JIT_LIMIT 16
+#define GUARD_DISKS_LIMIT 8
+
+struct guard_disk {
+	unsigned major, minor;
+};
 
 /* Device numbers as stat(2) gives them. The owner directory lies at the top of its file system. Unused ends of
- * jit_inodes are 0: sealed programs, by inode number on the sealed overlay, that may have anonymous executable memory. */
+ * jit_inodes are 0: sealed programs, by inode number on the sealed overlay, that may have anonymous executable memory.
+ * etc is 0:0 when /etc is no file system of its own. disks are the block devices that hold the owner directory: its
+ * partition, the whole disk, and what those are made of; the first one with major 0 ends the list. */
 struct guard_config {
 	unsigned sealed_major, sealed_minor;
 	unsigned owner_major, owner_minor;
 	unsigned long long owner_ino;
 	unsigned long long jit_inodes[GUARD_JIT_LIMIT];
+	unsigned etc_major, etc_minor;
+	unsigned long long root_mount;
+	struct guard_disk disks[GUARD_DISKS_LIMIT];
 };
 
+/* Fills everything but jit_inodes, for the sealed tree mounted at `root` (with /etc in its place) and the owner
+ * directory `owner`. Needs /sys. The tree's mount may be moved afterwards, but not made anew. 0, or
+ * -errno. */
+int guard_describe(const char *root, const char *owner, struct guard_config *config);
+
 /* Loads and attaches the programs in open mode and pins them below GUARD_PINS; mounts bpffs at GUARD_BPFFS if it is not.
- * Needs /proc and /sys, and the first mount namespace. 0, or -errno with one line on standard error. */
+ * Needs /proc and /sys, and the first mount namespace. Processes that run already are tagged as the programs would have
+ * tagged them. When it fails nothing of it stays. 0, or -errno with one line on standard error. */
 int guard_load(const struct guard_config *config);
+
+/* Has the process (a name in /proc) a thread that is privileged, as docs/guard.md has it? */
+bool guard_is_privileged(const char *pid);
 
 /* Raises the mode (GUARD_AUDIT or GUARD_LOCKED) through the pins. 0, or -errno with one line on standard error;
  * -EPERM when the mode is already higher. */

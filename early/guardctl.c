@@ -3,12 +3,15 @@
  * guardctl: what the guard is doing, as JSON on standard output (ABI 1). Static, so that it runs anywhere.
  *
  *   guardctl status            {"abi":1,"loaded":…,"mode":"open|audit|locked","counters":{RULE:N,…}}
+ *   guardctl load              what status says; loads the guard in open mode unless it is loaded
  *   guardctl latch audit|locked
  *   guardctl denials           {"abi":1,"denials":[{rule,comm,path,count,last,uid,pid,mode,detail},…]}
- *   guardctl preflight         {"abi":1,"mappings":[…],"writers":[…]}: what the latch cannot undo; status 1 if any
+ *   guardctl preflight         {"abi":1,"mappings":[…],"writers":[…],"readers":[…]}: what the latch cannot undo;
+ *                              status 1 if any
  *
  * Exit status: 0 done, 1 failed or found something, 2 usage.
  */
+#define _GNU_SOURCE
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <ctype.h>
@@ -26,6 +29,8 @@
 #include "../bpf/guard.h"
 #include "guard.h"
 #include "guard.skel.h"
+
+#define OWNER_DIRECTORY "/sysroot/owner"
 
 static const char *const RULES[RULE_COUNT] = GUARD_RULE_NAMES;
 static const char *const MODES[] = {"open", "audit", "locked"};
@@ -128,29 +133,6 @@ static int show_denials(void)
 	return 0;
 }
 
-/* Mirrors the kernel half: any uid 0, or a permitted capability beyond the harmless ones. Threads are processes here. */
-static bool is_privileged(const char *pid)
-{
-	const unsigned long long harmless = 1ull << 10 | 1ull << 11 | 1ull << 13 | 1ull << 14 | 1ull << 35 | 1ull << 36;
-	unsigned long long permitted = 0;
-	unsigned uid[4] = {0, 0, 0, 0};
-	char path[64], line[256];
-	FILE *status;
-
-	snprintf(path, sizeof(path), "/proc/%.10s/status", pid);
-	status = fopen(path, "re");
-	if (!status)
-		return false; /* gone */
-	while (fgets(line, sizeof(line), status)) {
-		if (strncmp(line, "Uid:", 4) == 0)
-			sscanf(line + 4, "%u %u %u %u", &uid[0], &uid[1], &uid[2], &uid[3]);
-		else if (strncmp(line, "CapPrm:", 7) == 0)
-			sscanf(line + 7, "%llx", &permitted);
-	}
-	fclose(status);
-	return !uid[0] || !uid[1] || !uid[2] || !uid[3] || (permitted & ~harmless);
-}
-
 /* Executable mappings that are neither of the sealed tree nor the kernel's own. */
 static int show_mappings(const char *pid, const struct guard_bpf__rodata *config, bool *first)
 {
@@ -184,8 +166,20 @@ static int show_mappings(const char *pid, const struct guard_bpf__rodata *config
 	return found;
 }
 
-/* Descriptors open for writing below the owner directory: they were opened before the latch. */
-static int show_writers(const char *pid, const struct guard_bpf__rodata *config, bool *first)
+/* Is it one of the block devices that hold the owner directory? */
+static bool is_owner_disk(const struct stat *st, const struct guard_bpf__rodata *config)
+{
+	if (!S_ISBLK(st->st_mode))
+		return false;
+	for (int i = 0; i < GUARD_DISKS && config->owner_disks[i]; i++)
+		if ((major(st->st_rdev) << 20 | minor(st->st_rdev)) == config->owner_disks[i])
+			return true;
+	return false;
+}
+
+/* Descriptors that were opened before the latch: for writing below the owner directory, or (`readers`) for reading its
+ * secrets or the disk below. */
+static int show_descriptors(const char *pid, const struct guard_bpf__rodata *config, bool readers, bool *first)
 {
 	char path[64], target[4096], info[64], line[256];
 	struct dirent *entry;
@@ -198,13 +192,17 @@ static int show_writers(const char *pid, const struct guard_bpf__rodata *config,
 		char link[340];
 		unsigned flags = 0;
 		struct stat st;
+		bool disk;
 		ssize_t size;
 		FILE *file;
 
 		if (!isdigit((unsigned char)entry->d_name[0]))
 			continue;
 		snprintf(link, sizeof(link), "%s/%s", path, entry->d_name);
-		if (stat(link, &st) != 0 || (major(st.st_dev) << 20 | minor(st.st_dev)) != config->owner_dev)
+		if (stat(link, &st) != 0)
+			continue;
+		disk = readers && is_owner_disk(&st, config);
+		if (!disk && (major(st.st_dev) << 20 | minor(st.st_dev)) != config->owner_dev)
 			continue;
 		size = readlink(link, target, sizeof(target) - 1);
 		if (size < 0)
@@ -216,7 +214,10 @@ static int show_writers(const char *pid, const struct guard_bpf__rodata *config,
 			sscanf(line, "flags: %o", &flags);
 		if (file)
 			fclose(file);
-		if ((flags & O_ACCMODE) == O_RDONLY || !strstr(target, "/owner/"))
+		if (flags & O_PATH)
+			continue;
+		if (readers ? !disk && !strstr(target, "/owner/secret")
+			    : (flags & O_ACCMODE) == O_RDONLY || !strstr(target, "/owner/"))
 			continue;
 		printf("%s{\"pid\":%s,\"fd\":%s,\"path\":", *first ? "" : ",", pid, entry->d_name);
 		print_text(target);
@@ -229,33 +230,66 @@ static int show_writers(const char *pid, const struct guard_bpf__rodata *config,
 	return found;
 }
 
+/* About PID 1's root directory, whatever ours is. */
+static int describe(struct guard_config *config)
+{
+	int error = guard_describe("/proc/1/root", "/proc/1/root" OWNER_DIRECTORY, config);
+
+	if (error)
+		fprintf(stderr, "guardctl: %s: %s\n", OWNER_DIRECTORY, strerror(-error));
+	return error;
+}
+
+/* What counts as sealed and as the owner's: by the guard's own word, or as it would be loaded now. */
+static int configuration(struct guard_bpf__rodata *config)
+{
+	struct bpf_map_info info = {};
+	__u32 key = 0, size = sizeof(info);
+	struct guard_config described;
+	int map;
+
+	if (guard_mode() == -ENOENT) {
+		if (describe(&described) != 0)
+			return -1;
+		memset(config, 0, sizeof(*config));
+		config->sealed_dev = described.sealed_major << 20 | described.sealed_minor;
+		config->owner_dev = described.owner_major << 20 | described.owner_minor;
+		for (int i = 0; i < GUARD_DISKS; i++)
+			config->owner_disks[i] = described.disks[i].major << 20 | described.disks[i].minor;
+		return 0;
+	}
+	map = open_map("config");
+	if (map < 0)
+		return -1;
+	if (bpf_map_get_info_by_fd(map, &info, &size) != 0 || info.value_size != sizeof(*config) ||
+	    bpf_map_lookup_elem(map, &key, config) != 0) {
+		fprintf(stderr, "guardctl: the loaded guard is of another version\n");
+		return -1;
+	}
+	return 0;
+}
+
 static int preflight(void)
 {
 	struct guard_bpf__rodata config;
-	__u32 key = 0, size = sizeof(struct bpf_map_info);
-	struct bpf_map_info info = {};
-	int found = 0, map = open_map("config");
+	int found = 0;
 
-	if (map < 0)
+	if (configuration(&config) != 0)
 		return 1;
-	if (bpf_map_get_info_by_fd(map, &info, &size) != 0 || info.value_size != sizeof(config) ||
-	    bpf_map_lookup_elem(map, &key, &config) != 0) {
-		fprintf(stderr, "guardctl: the loaded guard is of another version\n");
-		return 1;
-	}
 	printf("{\"abi\":%d", GUARD_ABI);
-	for (int round = 0; round < 2; round++) {
+	for (int round = 0; round < 3; round++) {
+		static const char *const lists[] = {"mappings", "writers", "readers"};
 		DIR *proc = opendir("/proc");
 		struct dirent *entry;
 		bool first = true;
 
-		printf(round ? ",\"writers\":[" : ",\"mappings\":[");
+		printf(",\"%s\":[", lists[round]);
 		while (proc && (entry = readdir(proc))) {
 			if (!isdigit((unsigned char)entry->d_name[0]))
 				continue;
 			if (round)
-				found += show_writers(entry->d_name, &config, &first);
-			else if (is_privileged(entry->d_name))
+				found += show_descriptors(entry->d_name, &config, round == 2, &first);
+			else if (guard_is_privileged(entry->d_name))
 				found += show_mappings(entry->d_name, &config, &first);
 		}
 		if (proc)
@@ -266,11 +300,27 @@ static int preflight(void)
 	return found ? 1 : 0;
 }
 
+static int load(void)
+{
+	struct guard_config config;
+	struct stat ours, first;
+
+	if (guard_mode() != -ENOENT)
+		return show_status();
+	if (stat("/proc/self/ns/mnt", &ours) != 0 || stat("/proc/1/ns/mnt", &first) != 0 || ours.st_ino != first.st_ino) {
+		fprintf(stderr, "guardctl: run this in the first mount namespace\n");
+		return 1;
+	}
+	return describe(&config) || guard_load(&config) ? 1 : show_status();
+}
+
 int main(int argc, char **argv)
 {
 	libbpf_set_print(NULL);
 	if (argc == 2 && strcmp(argv[1], "status") == 0)
 		return show_status();
+	if (argc == 2 && strcmp(argv[1], "load") == 0)
+		return load();
 	if (argc == 2 && strcmp(argv[1], "denials") == 0)
 		return show_denials();
 	if (argc == 2 && strcmp(argv[1], "preflight") == 0)
@@ -280,6 +330,6 @@ int main(int argc, char **argv)
 			if (strcmp(argv[2], MODES[mode]) == 0)
 				return guard_latch(mode) ? 1 : show_status();
 	}
-	fprintf(stderr, "usage: guardctl status | denials | preflight | latch audit|locked\n");
+	fprintf(stderr, "usage: guardctl status | load | denials | preflight | latch audit|locked\n");
 	return 2;
 }

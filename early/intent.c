@@ -111,6 +111,7 @@ static bool assign(enum key key, struct span value, struct intent *out)
 	case EMERGENCY_SSH:
 		return base64_digest(value, out->emergency_ssh);
 	case FLOOR:
+		out->has_floor = true;
 		return number(value, 0, &out->floor);
 	case REQUESTS:
 		return copy(value, out->requests, 64, HEX_DIGITS);

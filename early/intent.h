@@ -18,6 +18,7 @@ struct intent {
 	uint64_t since;		/* seconds since 1970, informational */
 	enum intent_lock lock;
 	enum intent_tier tier;
+	bool has_floor;		/* it says a floor, perhaps 0: the raised one is set to exactly that */
 	uint64_t floor;		/* no release below it boots while locked; 0: none */
 	bool strict;		/* no device key: the owner signs every deployment */
 	char machine[32 + 1];	/* lower-case hex */

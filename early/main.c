@@ -8,13 +8,15 @@
  *   2. the root partition is found and mounted;
  *   3. the metadata image is mounted if the kernel measures exactly the digest that the signed
  *      command line names; the sealed tree is built from it;
- *   4. the owner's signed intent is verified: it says open, audit or locked, and which committed /etc;
+ *   4. the owner's signed intent is verified: it says open, audit or locked, and which committed /etc; a locked
+ *      machine boots no release below its rollback floor;
  *   5. /etc, /root and /var are put together as the state asks; the root is switched;
- *   6. the guard is loaded; where the intent says so, lockdown is raised and the guard latched;
+ *   6. where the intent says so, the guard is loaded and latched, and lockdown is raised
+ *      (the rescue entry: in any case, and with factory settings, see rescue.h);
  *   7. boot/prepare from the sealed tree applies typed machine state, and Ignition at the first boot;
  *   8. systemd.
  * Nothing that the disk says is believed before the kernel has verified it. What fails ends the boot:
- * boot counting then leads to the previous deployment.
+ * the boot loader is asked for another deployment, and boot counting leads away from this one.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,21 +27,26 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "disk.h"
 #include "../bpf/guard.h"
+#include "fallback.h"
 #include "firmware.h"
+#include "floor.h"
 #include "guard.h"
 #include "keyring.h"
 #include "modules.h"
+#include "notice.h"
 #include "owner.h"
+#include "rescue.h"
 #include "revoked.h"
 #include "util.h"
 
 #define KEYCHAIN "/keychain"
+/* The command lines that were sealed with this initrd, one a line: the normal one, the rescue entry's. */
+#define SEALED_LINES "/cmdline"
 #define PREPARE "/usr/lib/freehold/prepare"
 #define RUN_STATE "/run/freehold"
 /* overlayfs features that would let a changed lower layer confuse the upper one stay off. */
@@ -75,6 +82,13 @@ struct trust {
 	struct keyring_filled ring;
 };
 
+/* What became of the rollback floor, for the boot record. */
+struct floored {
+	uint64_t release;
+	struct floor floor;
+	enum floor_tpm tpm;
+};
+
 /* Fill the ring that says whose signatures on files count, and say what that rests on. */
 static void load_keychain(struct trust *trust)
 {
@@ -91,8 +105,7 @@ static void load_keychain(struct trust *trust)
 		die("the keychain cannot be loaded into the kernel");
 	trust->secure_boot = firmware.secure_boot;
 	if (!firmware.secure_boot)
-		say("Secure Boot is off: the chain of trust starts at the initrd; "
-		    "whoever can write the boot partition can replace it");
+		notice_not_verified();
 	else if (!trust->ring.from_firmware)
 		say("the firmware's certificates are not used (%s): the image's own keychain counts",
 		    firmware.fault ? firmware.fault : "none is left");
@@ -101,44 +114,12 @@ static void load_keychain(struct trust *trust)
 /* What the guard has to know of this boot: which super block is the sealed tree, where the owner's directory is. */
 static struct guard_config describe_guard(void)
 {
-	struct stat sealed, owner;
-	struct guard_config config = { 0 };
+	struct guard_config config;
+	int error = guard_describe(NEWROOT, OWNER, &config);
 
-	if (stat(NEWROOT, &sealed) < 0 || stat(OWNER, &owner) < 0)
-		die("the sealed tree vanished");
-	config.sealed_major = major(sealed.st_dev);
-	config.sealed_minor = minor(sealed.st_dev);
-	config.owner_major = major(owner.st_dev);
-	config.owner_minor = minor(owner.st_dev);
-	config.owner_ino = owner.st_ino;
-	return config;
-}
-
-/*
- * Load the guard. Where the owner asked for it, before anything from the disk runs. On an open machine it
- * refuses nothing, so a child does the second of work while systemd starts; `freehold lock` needs it later.
- */
-static void load_guard(const struct guard_config *config, bool required)
-{
-	if (required) {
-		int error = guard_load(config);
-		if (error)
-			die("the guard cannot be loaded (%s) and the owner asked for the lock", strerror(-error));
-		return;
-	}
-	pid_t child = fork();
-	if (child < 0)
-		say("the guard cannot be loaded: this machine cannot be locked");
-	if (child != 0)
-		return;
-	/* Whatever somebody waits for comes first. */
-	if (nice(19) == -1) {
-		/* Then it takes its share. */
-	}
-	int error = guard_load(config);
 	if (error)
-		say("the guard cannot be loaded (%s): this machine cannot be locked", strerror(-error));
-	_exit(error != 0);
+		die("the sealed tree or the owner's directory cannot be described: %s", strerror(-error));
+	return config;
 }
 
 /*
@@ -169,7 +150,8 @@ static bool mount_etc(bool locked, bool config, unsigned long long serial)
 
 static void mount_state(bool locked)
 {
-	if (make_directory(DISK "/var", 0755) || make_directory(DISK "/var/roothome", 0700))
+	/* Mounts follow links, and who had the disk (or was root) could leave one: to /etc, to the owner's directory. */
+	if (real_directory(DISK "/var", 0755) || real_directory(DISK "/var/roothome", 0700))
 		die("no /var");
 	if (mount_at(DISK "/var", NEWROOT "/var", NULL, MS_BIND, NULL) ||
 	    mount_at(NULL, NEWROOT "/var", NULL, MS_BIND | MS_REMOUNT | MS_NODEV | MS_NOSUID | MS_NOATIME, NULL))
@@ -180,24 +162,39 @@ static void mount_state(bool locked)
 		die("root's home cannot be mounted");
 }
 
-static void write_boot_record(const struct trust *trust, const struct owner *owner, const char *digest, bool config)
+/* The release's number on the signed command line; 0 when it has none. */
+static uint64_t release_number(void)
+{
+	char text[24];
+
+	return command_line_value("freehold.release", text, sizeof(text)) ? floor_number(text) : 0;
+}
+
+static void write_boot_record(const struct trust *trust, const struct owner *owner, const struct floored *floored,
+			      const char *digest, bool config, bool rescue)
 {
 	static const char *const standing[] = { "absent", "valid", "invalid" };
-	char text[1024];
+	char text[1280];
 	bool valid = owner->standing == STANDING_VALID;
 	int length = snprintf(text, sizeof(text),
 			      "{\"schema\":\"freehold-boot-1\",\"image\":\"%s\",\"machine\":\"%s\",\"first_boot\":%s,"
 			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"since\":%llu},\"config\":\"%s\","
-			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d}\n",
+			      "\"release\":%llu,\"floor\":{\"effective\":%llu,\"raised\":%llu,\"serial\":%llu,\"risen\":%s,\"set\":%s,\"tpm\":\"%s\"},"
+			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d,"
+			      "\"rescue\":%s}\n",
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
 			      owner->standing == STANDING_ABSENT ? "open" :
 			      valid				 ? intent_lock_name(owner->intent.lock) :
 								   "locked",
 			      valid ? (unsigned long long)owner->intent.since : 0ULL, config ? owner->intent.config : "",
+			      (unsigned long long)floored->release, (unsigned long long)floored->floor.effective,
+			      (unsigned long long)floored->floor.raised, (unsigned long long)floored->floor.serial,
+			      floored->floor.risen ? "true" : "false", floored->floor.set ? "true" : "false",
+			      floor_tpm_name(floored->tpm),
 			      trust->secure_boot ? "true" : "false",
 			      trust->ring.from_firmware ? "firmware" : "image", trust->ring.loaded,
-			      trust->ring.skipped);
+			      trust->ring.skipped, rescue ? "true" : "false");
 
 	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
 		say("no boot record");
@@ -259,7 +256,9 @@ int main(void)
 	char digest[DIGEST_HEX + 2];
 	struct owner owner;
 	struct trust trust;
+	struct floored floored;
 
+	at_death = fallback_refuse;
 	umask(022);
 	mount_kernel_file_systems();
 	if (!command_line_value("freehold.image", digest, sizeof(digest)) || !is_digest(digest))
@@ -280,33 +279,48 @@ int main(void)
 	if (mount_sealed_tree())
 		die("the sealed tree cannot be mounted");
 
-	owner_read(&owner);
+	bool rescue = rescue_asked();
+	floored.release = release_number();
+	owner_read(&owner, floored.release);
+	rescue_keep_log(DISK "/inbox", OWNER);
+	floored.tpm = floor_enforce(&owner, floored.release, digest, rescue, &floored.floor);
 	bool valid = owner.standing == STANDING_VALID;
-	bool locked = owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
-	bool audit = valid && owner.intent.lock == INTENT_AUDIT;
+	bool locked = rescue || owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
+	bool audit = !rescue && valid && owner.intent.lock == INTENT_AUDIT;
+	/* Firmware, hypervisor or an add-on said more than was signed; systemd and the kernel would obey it. */
+	if (!command_line_is_sealed(SEALED_LINES)) {
+		if (locked)
+			die("the command line is not the signed one, and the owner asked for the lock");
+		say("the command line is not the signed one");
+	}
 	bool config = false;
-	if (valid && owner.intent.config[0]) {
+	if (!rescue && valid && owner.intent.config[0]) {
 		error = mount_verified_image(OWNER "/config", owner.intent.config, CONFIG);
 		config = error == 0;
 		if (error)
 			say("the owner's /etc %.16s is refused (%s): factory settings are in force", owner.intent.config,
 			    error == -EBADMSG ? "it is not what the owner signed" : strerror(-error));
 	}
-	struct guard_config guard = describe_guard();
 	bool fresh = mount_etc(locked, config, valid ? (unsigned long long)owner.intent.serial : 0ULL);
 	mount_state(locked);
+	struct guard_config guard = describe_guard(); /* with /etc in its place */
 	if (config) {
 		make_directory(RUN_STATE "/config", 0755);
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
 			die("the owner's /etc cannot be moved");
 	}
-	write_boot_record(&trust, &owner, digest, config);
+	write_boot_record(&trust, &owner, &floored, digest, config, rescue);
 	switch_root();
-	load_guard(&guard, locked || audit);
-	if (locked || audit)
+	/* An open machine pays nothing for it: `freehold lock` loads it when it is asked for. */
+	if (locked || audit) {
+		error = guard_load(&guard);
+		if (error)
+			die("the guard cannot be loaded (%s) and the owner asked for it", strerror(-error));
 		latch(locked);
+	}
 	if (owner.first_boot || fresh)
 		prepare();
+	fallback_done(RUN_STATE);
 	execl("/usr/lib/systemd/systemd", "/sbin/init", NULL);
 	die("systemd cannot be started: %s", strerror(errno));
 }

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "floor.h"
 #include "keyring.h"
 #include "util.h"
 
@@ -105,7 +106,7 @@ static void read_machine(struct owner *owner)
 		die("%s/id cannot be written: %s", OWNER, strerror(-error));
 }
 
-static void take_inbox(struct owner *owner)
+static void take_inbox(struct owner *owner, uint64_t release)
 {
 	struct intent offered;
 	ssize_t length = read_file(INBOX "/intent", buffer, sizeof(buffer));
@@ -119,6 +120,8 @@ static void take_inbox(struct owner *owner)
 	const char *fault = verify((size_t)length, owner->machine, &offered);
 	if (!fault && owner->standing == STANDING_VALID && offered.serial <= owner->intent.serial)
 		fault = "its serial is not newer";
+	if (!fault && !floor_may_take(&offered, release))
+		fault = "its floor is above this release";
 	if (fault) {
 		say("the intent in the inbox is ignored: %s", fault);
 		return;
@@ -135,14 +138,18 @@ static void take_inbox(struct owner *owner)
 	say("a new intent of the owner stands: serial %llu", (unsigned long long)offered.serial);
 }
 
-void owner_read(struct owner *owner)
+void owner_read(struct owner *owner, uint64_t release)
 {
 	struct stat status;
 
 	memset(owner, 0, sizeof(*owner));
+	/* At the top of its file system and no link: the guard protects this directory, not what leads to another one. */
+	if (lstat(OWNER, &status) == 0 && !S_ISDIR(status.st_mode))
+		die("the owner's directory is not a directory");
 	owner->first_boot = stat(OWNER "/provisioned", &status) < 0;
 	if (make_directory(OWNER, 0700) || make_directory(INBOX, 0700) || make_directory(OWNER "/config", 0700) ||
-	    make_directory(OWNER "/etc", 0700) || make_directory(OWNER "/roothome", 0700))
+	    make_directory(OWNER "/etc", 0700) || make_directory(OWNER "/roothome", 0700) ||
+	    make_directory(OWNER "/secret", 0700)) /* the guard's rule `secret` */
 		die("the owner's directory cannot be made");
 	read_machine(owner);
 	ssize_t length = read_file(OWNER "/intent", buffer, sizeof(buffer));
@@ -153,5 +160,5 @@ void owner_read(struct owner *owner)
 		if (fault)
 			say("the standing intent is not believed (%s): starting locked", fault);
 	}
-	take_inbox(owner);
+	take_inbox(owner, release);
 }

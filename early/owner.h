@@ -26,12 +26,13 @@ struct owner {
 
 /*
  * Create the owner's directory at the first boot, take a newer intent from the inbox if its
- * signature, machine and serial are right, and read the standing one. The only writer of the
+ * signature, machine and serial are right and its floor is not above `release`, the number of the release that boots,
+ * and read the standing one. The only writer of the
  * standing intent on a locked machine. Dies when the directory cannot be made or read.
  *
  * Survives a power cut at any point: the inbox is removed only after the new intent is durable, and
  * a second pass over the same inbox finds a serial that is not newer.
  */
-void owner_read(struct owner *owner);
+void owner_read(struct owner *owner, uint64_t release);
 
 #endif

@@ -14,6 +14,8 @@
 /* Time for a person to read why a boot stopped. */
 #define READING_SECONDS 5
 
+unsigned (*at_death)(const char *reason);
+
 static void say_line(const char *level, const char *format, va_list arguments)
 {
 	char line[512];
@@ -47,13 +49,21 @@ void say(const char *format, ...)
 void die(const char *format, ...)
 {
 	va_list arguments;
+	char reason[256];
 
 	va_start(arguments, format);
 	say_line("<2>", format, arguments);
 	va_end(arguments);
-	say("this deployment does not boot; restarting in %d seconds", READING_SECONDS);
+	va_start(arguments, format);
+	vsnprintf(reason, sizeof(reason), format, arguments);
+	va_end(arguments);
+	/* Once: what it calls may die as well. */
+	unsigned (*last)(const char *) = at_death;
+	at_death = NULL;
+	unsigned seconds = last ? last(reason) : READING_SECONDS;
+	say("this deployment does not boot; restarting in %u seconds", seconds);
 	sync();
-	sleep(READING_SECONDS);
+	sleep(seconds);
 	reboot(RB_AUTOBOOT);
 	for (;;)
 		pause();
@@ -126,6 +136,18 @@ int make_directory(const char *path, unsigned mode)
 	return 0;
 }
 
+int real_directory(const char *path, unsigned mode)
+{
+	struct stat status;
+
+	if (lstat(path, &status) == 0 && !S_ISDIR(status.st_mode)) {
+		say("%s was no directory: removed", path);
+		if (unlink(path) < 0)
+			return -errno;
+	}
+	return make_directory(path, mode);
+}
+
 int mount_at(const char *source, const char *target, const char *type, unsigned long flags, const char *options)
 {
 	if (mount(source, target, type, flags, options) < 0) {
@@ -136,13 +158,50 @@ int mount_at(const char *source, const char *target, const char *type, unsigned 
 	return 0;
 }
 
+/* The next word of a line; its length, 0 at the end. */
+static size_t next_word(const char **at)
+{
+	*at += strspn(*at, " ");
+	return strcspn(*at, " \n");
+}
+
+bool same_words(const char *one, const char *other)
+{
+	for (;;) {
+		size_t length = next_word(&one);
+
+		if (length != next_word(&other) || memcmp(one, other, length) != 0)
+			return false;
+		if (!length)
+			return true;
+		one += length;
+		other += length;
+	}
+}
+
+bool command_line_is_sealed(const char *path)
+{
+	char running[4096], sealed[8192];
+	ssize_t length = read_file("/proc/cmdline", running, sizeof(running) - 1);
+	ssize_t known = read_file(path, sealed, sizeof(sealed) - 1);
+
+	if (length < 0 || known < 0)
+		return false;
+	running[length] = sealed[known] = '\0';
+	for (const char *line = sealed; *line; line = strchr(line, '\n') + 1) {
+		if (same_words(running, line))
+			return true;
+		if (!strchr(line, '\n'))
+			break;
+	}
+	return false;
+}
+
 bool command_line_value(const char *name, char *value, size_t size)
 {
 	char line[4096];
 	ssize_t length = read_file("/proc/cmdline", line, sizeof(line) - 1);
 	size_t name_length = strlen(name);
-	bool found = false;
-
 	if (length < 0)
 		return false;
 	line[length] = '\0';
@@ -151,8 +210,8 @@ bool command_line_value(const char *name, char *value, size_t size)
 			if (strlen(word + name_length + 1) >= size)
 				return false;
 			strcpy(value, word + name_length + 1);
-			found = true;
+			return true;
 		}
 	}
-	return found;
+	return false;
 }

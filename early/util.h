@@ -10,6 +10,12 @@
 /* Say one line on every console and in the kernel log. */
 __attribute__((format(printf, 1, 2))) void say(const char *format, ...);
 
+/*
+ * What is done with the reason before a restart, if anything: set once, by main. Returns the seconds that a person gets
+ * to read it.
+ */
+extern unsigned (*at_death)(const char *reason);
+
 /* Say why this machine cannot boot this deployment and restart it, so that boot counting goes on. */
 __attribute__((format(printf, 1, 2), noreturn)) void die(const char *format, ...);
 
@@ -22,10 +28,19 @@ int write_file_durably(const char *directory, const char *name, const void *data
 /* Create a directory unless it exists. 0 or -errno. */
 int make_directory(const char *path, unsigned mode);
 
+/* The same, and a file or a link in its place is removed: what is mounted there must not land elsewhere. 0 or -errno. */
+int real_directory(const char *path, unsigned mode);
+
 /* mount(2) that says what it tried. 0 or -errno. */
 int mount_at(const char *source, const char *target, const char *type, unsigned long flags, const char *options);
 
-/* The value of `name=` on the kernel command line, or false. The last one wins. */
+/* Is the kernel's command line, word for word, one of the lines of the file `path`? */
+bool command_line_is_sealed(const char *path);
+
+/* Are two lines (each ends at a newline or a zero) the same words? Pure. */
+bool same_words(const char *one, const char *other);
+
+/* The value of `name=` on the kernel command line, or false. The first one wins: what others appended comes later. */
 bool command_line_value(const char *name, char *value, size_t size);
 
 #endif

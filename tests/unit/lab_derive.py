@@ -121,13 +121,14 @@ class DeriveLab:
         (work / "initrd").write_bytes(b"initrd of " + version.encode() * 1000)
         unsigned = ukis.write_uki(
             self.tools, work, kernel=work / "kernel", uname="6.12", initrd=work / "initrd",
-            line=f"freehold.image={image.digest} ro quiet console=ttyS0 panic=5", release=ukis.os_release("server", version),
+            line=f"freehold.image={image.digest} freehold.release={timestamp} ro quiet console=ttyS0 panic=5",
+            release=ukis.os_release("server", version),
         )  # fmt: skip
         ukis.sign_efi(self.tools, unsigned, work / "uki.efi", keys()["vendor"])
         uki = (work / "uki.efi").read_bytes()
         manifest = Manifest(
             name="server", version=version, commit=commit.id, image_digest=image.digest, image_size=image.size,
-            uki=Uki("uki.efi", sha256(uki), len(uki)), timestamp=timestamp, architecture="amd64", kernel="6.12",
+            uki=Uki("uki.efi", sha256(uki), len(uki)), timestamp=timestamp, number=timestamp, architecture="amd64", kernel="6.12",
             suite="trixie", packages=(("bash", "5.2", "amd64"),),
         )  # fmt: skip
         data = serialize_manifest(manifest)

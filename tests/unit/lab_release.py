@@ -96,6 +96,7 @@ def manifest(
         image_size=len(image),
         uki=Uki("uki.efi", sha256(uki), len(uki)),
         timestamp=timestamp,
+        number=timestamp,
         architecture="amd64",
         kernel="6.12.1-amd64",
         suite="trixie",
@@ -124,7 +125,7 @@ OSTREE = r"""
 repo="${1#--repo=}"; shift
 mkdir -p "$repo/fake" "$repo/objects/0b"
 case "$1" in
-  pull) test -e "$repo/objects/0b/@rest@.file" || echo content > "$repo/objects/0b/@rest@.file" ;;
+  pull|pull-local) test -e "$repo/objects/0b/@rest@.file" || echo content > "$repo/objects/0b/@rest@.file" ;;
   ls) echo "d00755 0 0      0 @object@ @object@ /"; echo "-00644 0 0      8 @object@ /usr/a" ;;
   prune) ls "$repo/fake" > "$repo/pruned" ;;
   refs) case "$2" in

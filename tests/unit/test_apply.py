@@ -61,8 +61,10 @@ def test_nothing_is_wanted_at_first(small: Sysroot) -> None:
 
 
 def test_a_change_keeps_everything_else_of_the_intent(small: Sysroot) -> None:
-    (small.root / "owner/intent").write_bytes(sign(dataclasses.replace(PLAIN, tier="all-code", strict=True)))
+    (small.root / "owner/intent").write_bytes(sign(dataclasses.replace(PLAIN, tier="all-code", strict=True, floor=5)))
     made = wanted.propose(small, KARGS)
+    # A floor that is named would be set anew, and undo what the machine has raised since.
+    assert made.floor is None
     assert (made.serial, made.lock, made.config, made.tier, made.strict) == (7, "locked", "c" * 64, "all-code", True)
 
 
@@ -179,7 +181,7 @@ def command(line: str) -> Report:
 
 
 def sign_request(path: Path, by: str = "me") -> Path:
-    options = argparse.Namespace(request=path, key=by, output=None)
+    options = argparse.Namespace(request=path, key=by, output=None, store=None)
     return Path(str(lock_verbs.sign(options, MONITOR).data["answer"]))
 
 
@@ -305,9 +307,9 @@ def test_a_request_says_one_thing(lab: DeriveLab) -> None:
     data = strict.pack(good)
     assert strict.unpack(data) == good
     other = requests.serialize(Requests((Karg("append", "init=/bin/sh"),)))
-    uki = pe.exchange(pe.parse(good.unsigned.uki), {".cmdline": b"freehold.image=" + b"0" * 64})
+    uki = pe.exchange(pe.parse(good.unsigned.uki), {".cmdline": [b"freehold.image=" + b"0" * 64] * 2})
     two = strict.command_line(good.unsigned.uki).encode() + b" freehold.image=0"
-    twice = pe.exchange(pe.parse(good.unsigned.uki), {".cmdline": two})
+    twice = pe.exchange(pe.parse(good.unsigned.uki), {".cmdline": [two, two]})
     for wrong in (
         good._replace(text=other),
         good._replace(intent=PLAIN),

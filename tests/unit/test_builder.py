@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from freehold import atomic
 from freehold.build import commit as commits
 from freehold.build import disk, image, packages, pipeline, rootfs, state, tree, uki, verbs
+from freehold.build.keys import KeyDirectory
 from freehold.build.recipe import File, Recipe, User, load
 from freehold.build.store import Store, cache_directory
-from freehold.errors import FreeholdError, InputError
+from freehold.errors import BusyError, FreeholdError, InputError
 from freehold.keys import verity
+from freehold.keys.issue import create
 from freehold.monitor import NullMonitor
 from freehold.seal import accounts, ids
 from freehold.seal.dpkg import installed
@@ -150,8 +153,8 @@ def test_names_on_the_boot_partition() -> None:
 
 
 def test_sealed_command_line() -> None:
-    words = uki.command_line("f" * 64, ["tty0", "ttyS0"], ["quiet"]).split(" ")
-    assert words[0] == f"freehold.image={'f' * 64}"
+    words = uki.command_line("f" * 64, 1_790_000_000, ["tty0", "ttyS0"], ["quiet"]).split(" ")
+    assert words[:2] == [f"freehold.image={'f' * 64}", "freehold.release=1790000000"]
     assert {"systemd.import_credentials=no", "proc_mem.force_override=never", "bdev_allow_write_mounted=0", "ro"} <= set(words)
     assert words[-3:] == ["console=tty0", "console=ttyS0", "quiet"]
 
@@ -349,3 +352,14 @@ def test_recipe_files_have_mode_and_owner(etc: Path, recipe: Recipe) -> None:
     assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o640, 100, 4)
     with pytest.raises(InputError, match="unknown owner"):
         tree.own_files(etc, dataclasses.replace(recipe, files=(File("/usr/x/y", b"1", 0o640, "who:adm"),)))
+
+
+def test_one_build_at_a_time_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Package lists lie in the cache, which builds into different stores share."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    create("release", "release", tmp_path / "keys", None)
+    create("owner", "owner", tmp_path / "keys", None)
+    with atomic.exclusive(cache_directory() / "build.lock", "it"), pytest.raises(BusyError, match=r"the cache .* is in use"):
+        pipeline.build(
+            ROOT / "recipes" / "server.toml", Store(tmp_path / "store"), KeyDirectory(tmp_path / "keys"), NullMonitor()
+        )

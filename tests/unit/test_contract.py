@@ -20,10 +20,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES]
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
-    "build.cpio", "build.recipe_lines", "build.recipe_schema",
-    "build.token_uri", "keys.efi", "keys.formats", "keys.verify", "lock.intent", "lock.machine", "lock.requests",
-    "seal.authenticode", "seal.erofs", "seal.headerball", "seal.dpkg", "seal.ids", "seal.pe", "seal.varmap",
-    "update.manifest", "vm.machine", "vm.keyboard",
+    "attest.boot", "attest.document", "attest.eventlog", "attest.judge", "attest.owner", "attest.pe", "attest.tpm",
+    "attest.userlog", "attest.verdict", "attest.wire",
+    "build.recipe_lines", "build.recipe_schema",
+    "build.token_uri", "device.trust", "device.verify_esp", "device.verify_findings", "device.verify_image",
+    "device.verify_keys", "device.verify_machine", "device.verify_pe", "keys.efi", "keys.formats", "keys.verify",
+    "lock.intent", "lock.machine", "lock.requests", "rescue.wish", "seal.authenticode", "seal.cpio", "seal.dpkg", "seal.erofs",
+    "seal.headerball", "seal.ids", "seal.pe", "seal.varmap", "update.manifest", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",
@@ -35,11 +38,14 @@ IMPURE_METHODS = {
 }  # fmt: skip
 #: Folder → layer; a module imports from its own layer or a lower number. Top modules by their own name.
 LAYERS = {
-    "__main__": -1, "cli": 0, "device": 1, "server": 1, "build": 1, "vm": 1, "boot": 2, "lock": 2, "update": 2, "seal": 2,
-    "keys": 3, "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
+    "__main__": -1, "cli": 0, "rescue": 1, "device": 1, "server": 1, "build": 1, "vm": 1, "attest": 2, "boot": 2, "lock": 2,
+    "update": 2, "seal": 2, "keys": 3, "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
 }  # fmt: skip
 #: Neighbours of one layer that may be used: publishing and starting machines need the builder's tools tree.
-BESIDE = {("server", "build"), ("vm", "build"), ("boot", "lock"), ("update", "lock"), ("lock", "update")}
+BESIDE = {
+    ("server", "build"), ("vm", "build"), ("boot", "lock"), ("update", "lock"), ("lock", "update"),
+    ("attest", "lock"), ("attest", "update"), ("rescue", "device"),
+}  # fmt: skip
 #: Verbs gather what their lower layers offer: `lock` acts through the device's system root.
 VERB_MODULES = re.compile(r"freehold\.\w+\.(verbs|actions)")
 BUILDER_ONLY = ("build", "vm", "server")
@@ -95,7 +101,13 @@ def test_one_module_starts_processes() -> None:
                 continue
             if node.value.id == "os" and node.attr in PROCESS_STARTERS:
                 calls.append(f"{path}:{node.lineno} os.{node.attr}")
-            if node.value.id == "subprocess" and node.attr in ("run", "call", "check_call", "check_output", "getoutput"):
+            if node.value.id == "subprocess" and node.attr in (
+                "run",
+                "call",
+                "check_call",
+                "check_output",
+                "getoutput",
+            ):
                 calls.append(f"{path}:{node.lineno} subprocess.{node.attr}")
             called = [one for one in ast.walk(tree(path)) if isinstance(one, ast.Call) and one.func is node]
             if node.value.id == "subprocess" and node.attr == "Popen" and called:
@@ -114,7 +126,9 @@ def uses_of_os(path: Path) -> set[str]:
     """Names of ``os`` that the module uses; one that stands for more (an import of another kind) counts as impure."""
     if set(imports(path)) & IMPURE_IMPORTS != {"os"}:
         return {"something else"}
-    found = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    found = [
+        node for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    ]
     return {node.attr for node in found if isinstance(node.value, ast.Name) and node.value.id == "os"}
 
 
@@ -203,10 +217,13 @@ def test_modules_are_small() -> None:
 def source_files() -> list[Path]:
     """Every file of ours that has comments; documents, data formats and generated files have none."""
     kinds = (".py", ".c", ".h", ".mk", ".sh", ".toml", ".service", ".mount", ".automount", ".lock")
-    tops = ("src", "tests", "demo", "bench", "early", "bpf", "recipes", "data", "debian", "docs", ".ci")
+    tops = ("src", "tests", "demo", "bench", "attack", "early", "bpf", "recipes", "data", "debian", "docs", ".ci")
     named = [ROOT / name for name in ("Makefile", "Makefile.c", "requirements.lock", ".ci/run", ".ci/prepare")]
-    found = [path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in (*kinds, ".md") and path.is_file()]
-    return sorted({*named, *found, ROOT / "data/usr/lib/freehold/prepare", ROOT / "debian/bin/freehold"})
+    found = [
+        path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in (*kinds, ".md") and path.is_file()
+    ]
+    named += [ROOT / "data/usr/lib/freehold" / name for name in ("prepare", "rescue")]
+    return sorted({*named, *found, ROOT / "debian/bin/freehold"})
 
 
 def test_every_source_file_names_its_licence() -> None:

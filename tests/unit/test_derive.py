@@ -19,7 +19,7 @@ from freehold.lock import requests
 from freehold.lock.requests import Karg, Package, Requests
 from freehold.monitor import NullMonitor
 from freehold.run import run
-from freehold.seal import erofs, pe
+from freehold.seal import cpio, erofs, pe
 from freehold.seal.headerball import Entry
 
 pytestmark = pytest.mark.build
@@ -47,11 +47,20 @@ def test_kernel_arguments_from_end_to_end(lab: DeriveLab) -> None:
 
     # The kernel image: another line and name, the same everything else, and the device's signature for the firmware.
     uki, old = pe.parse(lab.uki(made)), pe.parse(base_uki)
-    assert uki.content(".cmdline").decode() == f"freehold.image={made.image_digest} ro console=ttyS0 panic=5 loglevel=7"
+    names = f"freehold.image={made.image_digest} freehold.release=1000"
+    lines = [one.decode() for one in uki.contents(".cmdline")]
+    # The rescue entry keeps the release's own arguments.
+    assert lines == [f"{names} ro console=ttyS0 panic=5 loglevel=7",
+                     f"{names} ro quiet console=ttyS0 panic=5 freehold.rescue systemd.unit=freehold-rescue.target"]  # fmt: skip
+    # What the early step compares with lies behind the release's initrd, where it replaces the release's lines.
+    first = old.content(".initrd")
+    sealed = cpio.archive({"cmdline": cpio.Member(cpio.REGULAR, "".join(f"{one}\n" for one in lines).encode())})
+    assert uki.content(".initrd") == first + b"\0" * (-len(first) % 4) + sealed
     assert "IMAGE_VERSION=1.0^7\n" in uki.content(".osrel").decode()
     for section in old.sections:
-        if section.name not in (".cmdline", ".osrel"):
-            assert uki.content(section.name) == old.content(section.name)
+        if section.name not in (".cmdline", ".osrel", ".initrd"):
+            assert uki.contents(section.name) == old.contents(section.name)
+    assert [one.name for one in uki.sections] == [one.name for one in old.sections]
     (lab.root / "device.pem").write_bytes(keys()["machine"].certificate_pem())
     (lab.root / "check.efi").write_bytes(lab.uki(made))
     lab.tools.run(["sbverify", "--cert", lab.root / "device.pem", lab.root / "check.efi"], ro_binds=[lab.root])
@@ -108,7 +117,7 @@ def test_other_requests_stand_on_the_release_not_on_what_runs(lab: DeriveLab) ->
     lab.boot(first)
     second = go(lab, OTHER, 8).manifest
     line = pe.parse(lab.uki(second)).content(".cmdline").decode()
-    assert line == f"freehold.image={second.image_digest} ro quiet console=ttyS0 panic=5 nosmt"
+    assert line == f"freehold.image={second.image_digest} freehold.release=1000 ro quiet console=ttyS0 panic=5 nosmt"
     assert [entry.id for entry in loader.listing(lab.sysroot.esp)] == [second.id, first.id, lab.running.id]
     back = go(lab, KARGS, 9)
     assert (back.verdict, back.manifest.id) == ("switched", first.id)

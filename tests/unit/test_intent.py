@@ -37,7 +37,7 @@ INTENTS = st.builds(
     tier=st.sampled_from(["privileged", "all-code"]),
     config=st.none() | st.text(HEX, min_size=64, max_size=64),
     emergency_ssh=st.none() | st.binary(min_size=32, max_size=32).map(lambda raw: base64.b64encode(raw).decode()),
-    floor=st.integers(0, 1 << 53),
+    floor=st.none() | st.just(0) | st.integers(0, 1 << 53),
     requests=st.none() | st.text(HEX, min_size=64, max_size=64),
     strict=st.booleans(),
 )
@@ -184,7 +184,7 @@ def expected(data: bytes) -> str:
         return f"{hashlib.sha256(data).hexdigest()} refused"
     fields = (
         it.machine, it.serial, it.lock, it.tier, it.since, it.config or "-", it.emergency_ssh or "-",
-        it.floor, it.requests or "-", int(it.strict),
+        "-" if it.floor is None else it.floor, it.requests or "-", int(it.strict),
     )  # fmt: skip
     return " ".join([hashlib.sha256(data).hexdigest(), *map(str, fields)])
 

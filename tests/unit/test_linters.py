@@ -13,7 +13,7 @@ from freehold import run
 
 ROOT = Path(__file__).parents[2]
 SHELL = [".ci/run", ".ci/prepare", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("*.sh")))]
-TREES = [name for name in ("src", "tests", "demo", "bench") if any((ROOT / name).rglob("*.py"))]
+TREES = [name for name in ("src", "tests", "demo", "bench", "attack") if any((ROOT / name).rglob("*.py"))]
 
 
 def complain(done: run.Completed) -> None:

@@ -57,7 +57,8 @@ def test_what_a_machine_made_says_from_what() -> None:
 )  # fmt: skip
 def test_a_damaged_derivation_is_refused(key: str, value: object) -> None:
     whole = {**DERIVED._asdict(), "lines": list(DERIVED.lines), key: value}
-    for wrong in (whole, {name: one for name, one in whole.items() if name != key}, [], None, "x"):
+    wrongs: tuple[object, ...] = (whole, {name: one for name, one in whole.items() if name != key}, [], None, "x")
+    for wrong in wrongs:
         with pytest.raises(InputError) as error:
             parse_manifest(canonical({**fields(), "derived": wrong}))
         assert any("derived" in fault for fault in error.value.faults)
@@ -101,6 +102,10 @@ def test_unknown_keys_are_ignored() -> None:
         ("image_size", True),
         ("timestamp", 0),
         ("timestamp", 2**60),
+        ("number", None),
+        ("number", -1),
+        ("number", 2**53 + 1),
+        ("number", "1"),
         ("uki", []),
         ("uki", {"name": "../x", "sha256": "a" * 64, "size": 1}),
         ("uki", {"name": "x", "sha256": "a" * 64, "size": 1 << 40}),

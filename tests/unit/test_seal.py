@@ -57,7 +57,7 @@ def signer() -> Signer:
 
 @given(st.binary(max_size=6000), st.binary(max_size=600))
 def test_exchange_changes_what_it_should_and_nothing_else(line: bytes, release: bytes) -> None:
-    made = pe.parse(pe.exchange(pe.parse(UKI), {".cmdline": line, ".osrel": release}))
+    made = pe.parse(pe.exchange(pe.parse(UKI), {".cmdline": [line], ".osrel": [release]}))
     assert (made.content(".cmdline"), made.content(".osrel")) == (line, release)
     for name in (".text", ".linux", ".initrd"):
         assert made.content(name) == pe.parse(UKI).content(name)
@@ -67,12 +67,12 @@ def test_exchange_changes_what_it_should_and_nothing_else(line: bytes, release: 
         assert one.address + one.size <= two.address
         assert two.address % 4096 == 0
     assert {one.name: one.address for one in made.sections}[".text"] == 4096
-    back = pe.exchange(made, {".cmdline": b"freehold.image=00 ro", ".osrel": b"ID=x\n"})
+    back = pe.exchange(made, {".cmdline": [b"freehold.image=00 ro"], ".osrel": [b"ID=x\n"]})
     assert pe.parse(back).content(".linux") == pe.parse(UKI).content(".linux")
 
 
 def test_exchange_of_nothing_keeps_the_digest() -> None:
-    same = pe.exchange(pe.parse(UKI), {".cmdline": b"freehold.image=00 ro"})
+    same = pe.exchange(pe.parse(UKI), {".cmdline": [b"freehold.image=00 ro"]})
     assert pe.digest(pe.parse(same)) == pe.digest(pe.parse(UKI))
 
 
@@ -80,7 +80,7 @@ def test_a_section_can_be_dropped_and_must_exist() -> None:
     made = pe.parse(pe.exchange(pe.parse(UKI), {}, drop=frozenset({".osrel"})))
     assert [one.name for one in made.sections] == [".text", ".cmdline", ".linux", ".initrd"]
     with pytest.raises(InputError):
-        pe.exchange(pe.parse(UKI), {".pcrsig": b""})
+        pe.exchange(pe.parse(UKI), {".pcrsig": [b""]})
 
 
 def test_a_signature_does_not_change_the_digest_and_any_byte_does() -> None:
@@ -108,7 +108,7 @@ def test_a_damaged_program_is_refused_or_read(at: int, junk: bytes) -> None:
     for one in (data, data[:at]):
         try:
             pe.digest(pe.parse(one))
-            pe.exchange(pe.parse(one), {".cmdline": b"x"})
+            pe.exchange(pe.parse(one), {".cmdline": [b"x"]})
         except InputError:
             continue
 
@@ -141,7 +141,7 @@ def test_sbverify_believes_our_signatures_and_ukify_reads_our_sections(tmp_path:
     uki = pe.parse((tmp_path / "uki").read_bytes())
     (tmp_path / "certificate").write_bytes(signer().certificate_pem())
     for line in (b"freehold.image=11 ro", b"freehold.image=22 " + b"long " * 2000):
-        unsigned = pe.exchange(uki, {".cmdline": line})
+        unsigned = pe.exchange(uki, {".cmdline": [line]})
         pkcs7 = authenticode.sign(pe.digest(pe.parse(unsigned)), signer().certificate_der(), signer().sign)
         (tmp_path / "signed").write_bytes(pe.attach(unsigned, pkcs7))
         tools.run(["sbverify", "--cert", tmp_path / "certificate", tmp_path / "signed"], ro_binds=[tmp_path])

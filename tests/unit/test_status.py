@@ -14,7 +14,7 @@ from lab_release import Lab
 
 import freehold
 from freehold.device import loader
-from freehold.device.status import WITHOUT_FIRMWARE, WITHOUT_SECURE_BOOT, gather, status
+from freehold.device.status import IN_RESCUE, WITHOUT_FIRMWARE, WITHOUT_SECURE_BOOT, gather, status
 from freehold.device.sysroot import Sysroot, image_of
 
 
@@ -105,6 +105,15 @@ def test_an_intent_that_nobody_enforces_is_said(lab: Lab) -> None:
     assert lock_of(lab)["since"] == 1700000000
     assert "! the intent says locked, but no guard enforces it" in report.text.splitlines()
     assert "! hello" in report.text.splitlines()
+
+
+def test_a_rescue_is_said(lab: Lab) -> None:
+    record = {"image": lab.running.image_digest, "rescue": True, "intent": {"state": "absent", "lock": "open"}}
+    (lab.sysroot.system / "run/freehold/boot.json").write_text(json.dumps(record))
+    assert f"! {IN_RESCUE}" in status(lab.sysroot).text.splitlines()
+    (lab.sysroot.system / "run/freehold/boot.json").write_text(json.dumps({**record, "rescue": False}))
+    assert IN_RESCUE not in status(lab.sysroot).text
+    assert "Secure Boot off: not verified" in status(lab.sysroot).text
 
 
 def test_keychain_and_secure_boot(lab: Lab) -> None:

@@ -258,3 +258,16 @@ def test_base64_of_certificates_is_strict_enough() -> None:
     text = b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(b"no sequence") + b"\n-----END CERTIFICATE-----\n"
     with pytest.raises(ValueError, match="no certificate"):
         firmware.parse(text)
+
+
+def test_further_disks_are_not_started_from() -> None:
+    wanted = Machine("try", Path("/d/stick.raw"), disks=(Path("/d/a,b.qcow2"), Path("/d/c.raw")))
+    argv = machine.arguments(wanted, dataclasses.replace(WIRING, disk_formats=("qcow2", "raw")))
+    devices = [argv[at + 1] for at, word in enumerate(argv) if word == "-device" and "virtio-blk" in argv[at + 1]]
+    assert devices == [
+        "virtio-blk-pci,drive=disk0,bootindex=1", "virtio-blk-pci,drive=disk1", "virtio-blk-pci,drive=disk2",
+    ]  # fmt: skip
+    drives = [argv[at + 1] for at, word in enumerate(argv) if word == "-drive" and "id=disk" in argv[at + 1]]
+    assert drives[1].endswith("file=/d/a,,b.qcow2")
+    assert "format=qcow2" in drives[1]
+    assert "format=raw" in drives[2]

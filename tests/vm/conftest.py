@@ -23,6 +23,8 @@ def reference() -> Iterator[Reference]:
         story.disk(stage)
         made.start(made.disk, "--ignition", str(stage.path("first-boot.ign")))
         stage.copy(story.marker(stage), "/var/lib/marker", executable=True)
+        # Everything that a first boot makes, once and for all boots of the tests: ssh's host keys take seconds.
+        stage.guest("systemctl", "is-system-running", "--wait", check=False)
         stage.freehold("vm", "stop", stage.name)
         story.publish(stage)
         yield made

@@ -115,7 +115,10 @@ def test_hostile_servers(reference: Reference) -> None:
     def offered(name: str, reason: str, change: Callable[[Path], object], handler: type[Handler] = Handler) -> None:
         tree = stage.path("hostile")
         shutil.rmtree(tree, ignore_errors=True)
-        run.run(["cp", "-a", "--reflink=auto", stage.path("www"), tree])
+        tree.mkdir()
+        for part in stage.path("www").iterdir():
+            # Content is taken away as a whole at most, so it need not be copied.
+            run.run(["cp", "-al" if part.name == "repo" else "-a", part, tree])
         change(tree)
         server = Server(tree, ("127.0.0.1", port))
         server.RequestHandlerClass = handler
@@ -127,21 +130,12 @@ def test_hostile_servers(reference: Reference) -> None:
             server.shutdown()
             server.server_close()
 
-    def manifest(tree: Path) -> Path:
-        return tree / "releases/2/manifest.json"
-
     stage.shell(f"sed -i 's,:[0-9]*\",:{port}\",' /etc/freehold/update.toml")
+    # Damage of every other kind: tests/unit/test_fetch.py.
     not_signed = "no certificate of role release made this signature"
     offered("garbage", not_signed, lambda tree: (tree / "streams/stable.json").write_bytes(b"\x00" * 5000))
     offered("unsigned", "stable.json.sig: the server answered 404", lambda tree: (tree / "streams/stable.json.sig").unlink())
-    offered("changed manifest", not_signed,
-            lambda tree: manifest(tree).write_bytes(manifest(tree).read_bytes().replace(b'"2"', b'"3"')))
-    wrong = b"freehold-signature 1\nsignature " + b"01" * 256 + b"\n"
-    offered("wrong signature", not_signed, lambda tree: (tree / "streams/stable.json.sig").write_bytes(wrong))
-    no_format = "the signature file must begin with the line"
-    offered("no signature", no_format, lambda tree: (tree / "streams/stable.json.sig").write_bytes(b"signed, really\n"))
     offered("a stranger's key", not_signed, lambda tree: sign_again(tree, stranger / "stranger.key"))
-    offered("half a manifest", not_signed, lambda tree: manifest(tree).write_bytes(manifest(tree).read_bytes()[:700]))
     offered("no content", "could not be fetched", lambda tree: shutil.rmtree(tree / "repo"))
     offered("network gone half-way", "could not be fetched", lambda tree: None, Dying)
     assert Dying.left < 0, "the network was never cut"

@@ -14,6 +14,7 @@ from pathlib import Path
 from freehold import run
 from freehold.boot import machine_files, provision
 from freehold.errors import FreeholdError
+from freehold.lock.machine import MachineState
 
 ETC = Path("/etc")
 FACTORY = Path("/usr/etc")
@@ -55,15 +56,19 @@ def main() -> int:
     """Prepare this boot; returns the exit status. Messages go to the console."""
     try:
         boot = json.loads(BOOT_RECORD.read_text())
-        locked = boot["intent"]["lock"] == "locked"
-        state, dropped = machine_files.load(STATE)
+        # The rescue entry: locked, nothing of the machine's own, and never the boot that provisions.
+        rescue = boot.get("rescue") is True
+        locked = rescue or boot["intent"]["lock"] == "locked"
+        state, dropped = (MachineState(), []) if rescue else machine_files.load(STATE)
         for line in dropped:
             say(f"machine state not believed: {line}")
         machine_files.apply(state, MACHINE_ID.read_text().strip(), FACTORY, ETC)
         if locked:
             cover_unbelieved(Path("/var"))
-        if boot["first_boot"]:
-            say(provision.provision())
+        if boot["first_boot"] and not rescue:
+            # The owner signs an intent on a machine that runs: one that has any was provisioned before. A record that is
+            # missing all the same was removed from outside, and what a new configuration says is nobody's word.
+            say(provision.provision() if boot["intent"]["state"] == "absent" else provision.refuse())
     except OSError as error:
         say(f"{error.strerror} ({error.filename})")
         return 1

@@ -105,6 +105,17 @@ def _enable_units() -> None:
             run.run(["systemctl", "--root=/", "preset", *units])
 
 
+def refuse() -> str:
+    """Provision nothing, for good; returns one line for the console.
+
+    The stamp is written, so that an unlock later does not provision the machine a second time; a configuration on the
+    disk stays where it is, for the owner to look at.
+    """
+    record = {"format": "freehold-provisioned-1", "time": int(time.time()), "source": None, "refused": True}
+    atomic.write(STAMP, json.dumps(record) + "\n", mode=0o600)
+    return "not provisioned again: the record of the first time is gone, the owner's word stands"
+
+
 def provision() -> str:
     """Provision this machine if it never was; returns one line for the console.
 

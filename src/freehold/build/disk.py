@@ -120,7 +120,8 @@ def _make_root(
     )
     deployment = staging / "deployments" / digest[:16]
     deployment.mkdir(parents=True)
-    for name in ("manifest.json", "manifest.json.sig"):
+    # The UKI is there twice: on the ESP, and here, from where a wiped ESP is made again.
+    for name in ("uki.efi", "manifest.json", "manifest.json.sig"):
         shutil.copy(release / name, deployment / name)
     if ignition is not None:
         (staging / "provision.ign").write_bytes(ignition)
@@ -149,24 +150,30 @@ def _copy_sparse(source: Path, target: Path, offset: int) -> None:
             position = stop
 
 
-def partition_table(size: int, digest: str) -> str:
-    """sfdisk's script for a disk of ``size`` bytes. Pure."""
+def identity_of(digest: str, *, stick: bool) -> str:
+    """What the ids of a disk are derived from: a stick must differ from the disk of a machine with the same release. Pure."""
+    return f"{digest} stick" if stick else digest
+
+
+def partition_table(size: int, identity: str) -> str:
+    """sfdisk's script for a disk of ``size`` bytes; its ids follow from ``identity``. Pure."""
     esp, root = ESP_SIZE // 512, (size - ESP_SIZE - 2 * ALIGNMENT) // 512
     start = ALIGNMENT // 512
     return (
-        f"label: gpt\nlabel-id: {derived_uuid('disk', digest)}\n"
-        f"start={start}, size={esp}, type={ESP_TYPE}, uuid={derived_uuid('esp-part', digest)}, name=freehold-esp\n"
-        f"start={start + esp}, size={root}, type={LINUX_TYPE}, uuid={derived_uuid('root-part', digest)}, name=freehold-root\n"
+        f"label: gpt\nlabel-id: {derived_uuid('disk', identity)}\n"
+        f"start={start}, size={esp}, type={ESP_TYPE}, uuid={derived_uuid('esp-part', identity)}, name=freehold-esp\n"
+        f"start={start + esp}, size={root}, type={LINUX_TYPE}, uuid={derived_uuid('root-part', identity)}, name=freehold-root\n"
     )
 
 
 def make_disk(
     tools: Tools, store: Store, release: Path, target: Path, *, signer: Signer, monitor: Monitor, size: int = DEFAULT_SIZE,
-    ignition: bytes | None = None, timeout: int = 0, keys: SecureBootKeys = NOTHING,
+    ignition: bytes | None = None, timeout: int = 0, keys: SecureBootKeys = NOTHING, stick: bool = False,
 ) -> Disk:  # fmt: skip
     """Make the disk ``target`` (raw, or qcow2 by its suffix) from a sealed release.
 
-    ``ignition`` is a provisioning file for the first boot; ``keys`` go into the firmware then. Raises
+    ``ignition`` is a provisioning file for the first boot; ``keys`` go into the firmware then; ``stick``: for starting
+    a machine that has the same release on its own disk (docs/getting-back-in.md). Raises
     :class:`InputError` when ``size`` is too small; nothing is left at ``target`` when anything fails.
     """
     manifest = json.loads((release / "manifest.json").read_text())
@@ -184,7 +191,7 @@ def make_disk(
             raw = work / "disk.raw"
             with raw.open("wb") as file:
                 file.truncate(size)
-            script = partition_table(size, str(manifest["image_digest"])).encode()
+            script = partition_table(size, identity_of(str(manifest["image_digest"]), stick=stick)).encode()
             tools.run(["sfdisk", "--quiet", raw], binds=[work], stdin=script)
             _copy_sparse(work / "esp.img", raw, ALIGNMENT)
             _copy_sparse(work / "root.img", raw, ALIGNMENT + ESP_SIZE)

@@ -108,13 +108,14 @@ def ask(prompt: str) -> bytes:
     return getpass.getpass(prompt).encode()
 
 
-def with_keychain(recipe: Recipe, keys: KeyDirectory, signer: Signer) -> Recipe:
+def with_keychain(recipe: Recipe, keys: KeyDirectory, signer: Signer | None) -> Recipe:
     """The recipe with its keychain: its own certificates, else those of ``keys``, less the revoked ones.
 
     What is revoked is that of the recipe and of ``keys`` together. A release that its own machines would refuse is
     never built: raises :class:`InputError` when ``signer`` is neither pinned nor issued by a vendor in the keychain.
+    Without a ``signer`` that is asked where it is signed.
     """
-    if signer.role != "release":
+    if signer is not None and signer.role != "release":
         raise InputError("the signing key has not the role 'release'", hint="freehold key show explains a key")
     revoked = merge_revoked(recipe.revoked, keys.revoked())
     try:
@@ -134,11 +135,16 @@ def with_keychain(recipe: Recipe, keys: KeyDirectory, signer: Signer) -> Recipe:
             members.append(one)
     if faults:
         raise InputError("the keychain is not usable", faults=faults)
+    members.sort(key=lambda one: one.filename)
+    done = dataclasses.replace(recipe, keychain=tuple(members), revoked=revoked)
+    if signer is None:
+        if not any(one.role in ("vendor", "release") for one in members):
+            raise InputError("nothing could vouch for this release", hint="put a vendor's certificate, or the key's, into --keys")
+        return done
     verdict = verify_document(b"", signer.sign_document(b""), keychain=Keychain(tuple(entries), revoked))
     if not verdict.ok:
         raise InputError(
             f"machines with this keychain would refuse the release: {verdict.reason}",
             hint="the signing key's certificate, or its vendor's, belongs into the recipe's [keychain] or into --keys",
         )
-    members.sort(key=lambda one: one.filename)
-    return dataclasses.replace(recipe, keychain=tuple(members), revoked=revoked)
+    return done

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.build import commit as commits
-from freehold.build import image, initrd, packages, source, tree, uki
+from freehold.build import image, initrd, packages, signing, source, tree, uki
 from freehold.build.keys import KeyDirectory, with_keychain
 from freehold.build.packages import Archive
 from freehold.build.recipe import Recipe, load
@@ -25,10 +25,10 @@ from freehold.build.tools import Tools, ensure
 from freehold.errors import InputError
 from freehold.keys.x509 import Signer
 from freehold.monitor import Monitor, step
-from freehold.seal import headerball, ids
+from freehold.seal import cpio, headerball, ids
 from freehold.seal.dpkg import installed
 from freehold.seal.walk import walk
-from freehold.update.manifest import Manifest, Uki, parse_manifest, serialize_manifest, version_valid
+from freehold.update.manifest import NUMBER_LIMIT, Manifest, Uki, version_valid
 
 DPKG_STATUS = "usr/share/dpkg-db/status"
 STEPS = ("packages", "tree", "commit", "seal")
@@ -44,12 +44,14 @@ class BuildResult:
     bytes: int
     seconds: dict[str, float]
     unchanged: bool
+    signed: bool = True
 
     def data(self) -> dict[str, object]:
         """The JSON report (schema ``freehold-build-1``)."""
         return {
             "schema": "freehold-build-1", "name": self.manifest.name, "version": self.manifest.version,
-            "commit": self.manifest.commit, "image_digest": self.manifest.image_digest, "uki": str(self.release / "uki.efi"),
+            "commit": self.manifest.commit, "image_digest": self.manifest.image_digest, "signed": self.signed,
+            "uki": str(self.release / ("uki.efi" if self.signed else signing.UNSIGNED_UKI)),
             "release": str(self.release), "files": self.files, "bytes": self.bytes, "seconds": self.seconds,
             "unchanged": self.unchanged,
         }  # fmt: skip
@@ -75,13 +77,16 @@ class Inputs:
     archive: Archive
     plan: packages.PackagePlan
     epoch: int
+    number: int
     version: str | None
     lock: str
     key: str
 
 
 def archive_date(lists: Path) -> int:
-    """The newest ``Date`` of the signed package lists, seconds since 1970: the epoch of a recipe that says "auto"."""
+    """The newest ``Date`` of the signed package lists, seconds since 1970: a release's number, and the epoch of
+    a recipe that says "auto".
+    """
     dates = [0]
     for path in lists.glob("*InRelease"):
         match = re.search(r"^Date: (.+)$", path.read_text(errors="replace"), re.MULTILINE)
@@ -91,8 +96,9 @@ def archive_date(lists: Path) -> int:
 
 
 def gather(
-    recipe: Recipe, store: Store, tools: Tools, version: str | None, sources: Path | None, signer: Signer, monitor: Monitor
-) -> Inputs:
+    recipe: Recipe, store: Store, tools: Tools, version: str | None, sources: Path | None, signer: Signer | None,
+    monitor: Monitor, number: int | None = None,
+) -> Inputs:  # fmt: skip
     """Resolve the recipe against today's archive. Cheap when nothing changed."""
     cache = cache_directory()
     own = source.build_package(tools, cache, recipe.epoch or 0, monitor)
@@ -100,12 +106,16 @@ def gather(
     archive = Archive(tools, cache, lines, own.deb.parent, recipe.recommends)
     archive.refresh()
     plan = archive.plan([recipe.kernel, *recipe.packages])
-    epoch = recipe.epoch if recipe.epoch is not None else archive_date(archive.directory / "lists")
+    date = archive_date(archive.directory / "lists")
+    epoch = recipe.epoch if recipe.epoch is not None else date
     lock_path = store.locks / f"{recipe.name}.ids"
     lock = lock_path.read_text() if lock_path.exists() else ""
-    parts = [recipe.id, plan.id, own.id, tools.id, signer.certificate_der().hex(), version or "", str(recipe.epoch)]
+    by = signer.certificate_der().hex() if signer is not None else "unsigned"
+    parts = [recipe.id, plan.id, own.id, tools.id, by, version or "", str(recipe.epoch)]
+    # The date of the lists is no input by itself: an archive that moved on, with nothing for us, gives the same release.
+    parts += [] if number is None else [f"number {number}"]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return Inputs(recipe, archive, plan, epoch, version, lock, key)
+    return Inputs(recipe, archive, plan, epoch, date if number is None else number, version, lock, key)
 
 
 def next_version(recipe: Recipe, store: Store, now: float) -> str:
@@ -121,24 +131,33 @@ def next_version(recipe: Recipe, store: Store, now: float) -> str:
 
 def build(
     path: Path, store: Store, keys: KeyDirectory, monitor: Monitor, *, version: str | None = None, key_uri: str | None = None,
-    sources: Path | None = None,
+    sources: Path | None = None, number: int | None = None, unsigned: bool = False,
 ) -> BuildResult:  # fmt: skip
     """Build the recipe at ``path``. A build with equal inputs returns the release it gave before.
 
     The release's directory appears under its name when it is complete; what an interrupted build left
-    is in ``store.work`` and is removed by the next. Raises :class:`InputError` for a faulty recipe, nothing built.
+    is in ``store.work`` and is removed by the next. With ``unsigned`` no key is opened, and the release
+    lacks the signatures of :mod:`freehold.build.signing`. Raises :class:`InputError` for a faulty recipe, nothing built.
     """
+    if number is not None and not 0 <= number <= NUMBER_LIMIT:
+        raise InputError(f"{number} is not a release number", hint="seconds since 1970, for example `date +%s`")
     if version is not None and not version_valid(version):
         raise InputError(f"{version!r} is not a version", hint="letters, digits, dots and dashes, at most 64")
     recipe = load(path)
-    signer = keys.signer(key_uri, monitor)
+    signer = None if unsigned else keys.signer(key_uri, monitor)
     recipe = with_keychain(recipe, keys, signer)
-    with atomic.exclusive(store.root / "lock", f"the store {store.root}"):
-        tools = ensure(cache_directory(), monitor, sources=sources)
-        inputs = gather(recipe, store, tools, version, sources, signer, monitor)
+    cache = cache_directory()
+    # Package lists and our own package lie in the cache, which builds into different stores share.
+    with (
+        atomic.exclusive(store.root / "lock", f"the store {store.root}"),
+        atomic.exclusive(cache / "build.lock", f"the cache {cache}"),
+    ):
+        tools = ensure(cache, monitor, sources=sources)
+        inputs = gather(recipe, store, tools, version, sources, signer, monitor, number)
         known = store.builds / inputs.key
-        if known.is_file() and (store.releases / known.read_text() / "manifest.json").is_file():
-            return _result(store.releases / known.read_text(), dict.fromkeys(STEPS, 0.0), unchanged=True)
+        before = store.releases / known.read_text() if known.is_file() else None
+        if before is not None and ((before / "manifest.json").is_file() or signing.is_unsigned(before)):
+            return _result(before, dict.fromkeys(STEPS, 0.0), unchanged=True)
         chosen = version or next_version(recipe, store, time.time())
         release = store.releases / f"{recipe.name}-{chosen}"
         if release.exists():
@@ -150,8 +169,9 @@ def build(
 
 
 def _make(
-    inputs: Inputs, version: str, store: Store, tools: Tools, signer: Signer, release: Path, clock: _Clock, monitor: Monitor
-) -> None:
+    inputs: Inputs, version: str, store: Store, tools: Tools, signer: Signer | None, release: Path, clock: _Clock,
+    monitor: Monitor,
+) -> None:  # fmt: skip
     recipe, epoch = inputs.recipe, inputs.epoch
     for left in store.work.iterdir():
         shutil.rmtree(left, ignore_errors=True)
@@ -175,17 +195,18 @@ def _make(
         sealed = work / "release"
         sealed.mkdir()
         metadata = image.write_image(tools, entries, commit, sealed / "image", epoch)
+        line = uki.command_line(metadata.digest, inputs.number, recipe.console, recipe.cmdline)
+        # The early step compares: what firmware or a hypervisor appends is not what was signed.
+        packed["cmdline"] = cpio.Member(cpio.REGULAR, uki.sealed_lines(line))
         initrd.write_initrd(tools, packed, work / "initrd")
         unsigned = uki.write_uki(
             tools, work, kernel=vmlinuz, uname=kernel, initrd=work / "initrd",
-            line=uki.command_line(metadata.digest, recipe.console, recipe.cmdline),
-            release=uki.os_release(recipe.name, version),
+            line=line, release=uki.os_release(recipe.name, version),
         )  # fmt: skip
-        uki.sign_efi(tools, unsigned, sealed / "uki.efi", signer)
-        manifest = _manifest(inputs, version, kernel, commit.id, metadata, sealed / "uki.efi", found)
-        data = serialize_manifest(manifest)
-        (sealed / "manifest.json").write_bytes(data)
-        (sealed / "manifest.json.sig").write_bytes(signer.sign_document(data))
+        manifest = _manifest(inputs, version, kernel, commit.id, metadata, found)
+        signing.write_unsigned(sealed, manifest, unsigned, recipe.keychain_files())
+        if signer is not None:
+            signing.sign_release(tools, sealed, signer)
         (sealed / "build.json").write_text(json.dumps(_measures(entries, clock, inputs)) + "\n")
     atomic.write(store.locks / f"{recipe.name}.ids", lock.text())
     atomic.publish(sealed, release)
@@ -193,15 +214,14 @@ def _make(
 
 
 def _manifest(
-    inputs: Inputs, version: str, kernel: str, commit: str, metadata: image.Image, efi: Path,
-    found: Sequence[tuple[str, str, str]],
-) -> Manifest:  # fmt: skip
-    content = efi.read_bytes()
+    inputs: Inputs, version: str, kernel: str, commit: str, metadata: image.Image, found: Sequence[tuple[str, str, str]]
+) -> Manifest:
+    """The manifest, but for the kernel image's digest and size."""
     recipe = inputs.recipe
     return Manifest(
         name=recipe.name, version=version, commit=commit, image_digest=metadata.digest, image_size=metadata.size,
-        uki=Uki(f"freehold-{version}-{metadata.digest[:16]}.efi", hashlib.sha256(content).hexdigest(), len(content)),
-        timestamp=int(time.time()), architecture=recipe.architecture, kernel=kernel, suite=recipe.suite,
+        uki=Uki(f"freehold-{version}-{metadata.digest[:16]}.efi", "0" * 64, 1),
+        timestamp=int(time.time()), number=inputs.number, architecture=recipe.architecture, kernel=kernel, suite=recipe.suite,
         pockets=recipe.pockets, packages=tuple(found),
     )  # fmt: skip
 
@@ -216,5 +236,6 @@ def _measures(entries: Sequence[headerball.Entry], clock: _Clock, inputs: Inputs
 
 def _result(release: Path, seconds: dict[str, float], *, unchanged: bool) -> BuildResult:
     measures = json.loads((release / "build.json").read_text())
-    manifest = parse_manifest((release / "manifest.json").read_bytes())
-    return BuildResult(manifest, release, measures["files"], measures["bytes"], seconds, unchanged)
+    manifest = signing.manifest_of(release)
+    signed = not signing.is_unsigned(release)
+    return BuildResult(manifest, release, measures["files"], measures["bytes"], seconds, unchanged, signed)

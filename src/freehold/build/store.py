@@ -4,7 +4,7 @@
 ::
 
     STORE/repo/                       ostree repository (bare): the content of every release
-    STORE/releases/NAME-VERSION/      manifest.json(.sig), image, uki.efi, build.json
+    STORE/releases/NAME-VERSION/      manifest.json(.sig), image, uki.efi, build.json; before it is signed: build/signing.py
     STORE/builds/KEY                  the release that the inputs KEY made last time
     STORE/locks/NAME.ids              user and group numbers, fed into the next build
     STORE/work/                       half-done work; removed at the next start
@@ -85,6 +85,9 @@ class Store:
         for candidate in (self.releases / name, Path(name)):
             if (candidate / "manifest.json").is_file():
                 return candidate
+        for candidate in (self.releases / name, Path(name)):
+            if (candidate / "manifest.unsigned.json").is_file():
+                raise InputError(f"release {name!r} is not signed", hint=f"freehold sign {name} --key URI")
         known = sorted(path.parent.name for path in self.releases.glob("*/manifest.json") if path.is_file())
         raise InputError(
             f"no release {name!r} in {self.root}",

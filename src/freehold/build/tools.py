@@ -27,7 +27,7 @@ PACKAGES = (
     "libtss2-tcti-device0t64 libtss2-tcti-swtpm0t64 libzstd-dev linux-bpf-dev llvm make mmdebstrap mount mtools "
     "opensc-pkcs11 openssl ostree ovmf pkcs11-provider pybuild-plugin-pyproject python3-all python3-cryptography "
     "python3-setuptools python3-virt-firmware qemu-system-x86 qemu-utils sbsigntool softhsm2 swtpm systemd-boot-efi "
-    "systemd-ukify tpm2-openssl util-linux xz-utils zlib1g-dev zstd"
+    "systemd-ukify tpm2-openssl tpm2-tools util-linux xz-utils zlib1g-dev zstd"
 ).split()
 #: Host programs without which there is no tools tree.
 HOST_PROGRAMS = ("mmdebstrap", "bwrap")

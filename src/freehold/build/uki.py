@@ -11,6 +11,13 @@ from freehold.build.tools import Tools
 from freehold.keys.x509 import Signer
 
 STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+#: A profile is assembled as a program of its own, of which only the sections count.
+PROFILE_STUB = "/usr/lib/systemd/boot/efi/addonx64.efi.stub"
+#: The image's two profiles. systemd-boot lists the second as an entry FILE@rescue, right behind the first.
+MAIN_PROFILE = "ID=main\n"
+RESCUE_PROFILE = "ID=rescue\nTITLE=rescue\n"
+#: What its command line has more. The last `systemd.unit=` wins, so it comes after the recipe's own words.
+RESCUE_WORDS = ("freehold.rescue", "systemd.unit=freehold-rescue.target")
 #: Sealed into every command line. No credentials from firmware or hypervisor; no writing through
 #: /proc/PID/mem past page protection; no raw writes below a mounted file system. A kernel that panics restarts,
 #: so that boot counting goes on to the deployment before it.
@@ -20,9 +27,24 @@ COMMAND_LINE = (
 )  # fmt: skip
 
 
-def command_line(digest: str, consoles: Sequence[str], extra: Sequence[str]) -> str:
-    """The sealed kernel command line. Pure."""
-    return " ".join([f"freehold.image={digest}", *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
+def names(digest: str, number: int) -> str:
+    """How the command line begins: which image, which release. Pure."""
+    return f"freehold.image={digest} freehold.release={number}"
+
+
+def command_line(digest: str, number: int, consoles: Sequence[str], extra: Sequence[str]) -> str:
+    """The sealed kernel command line; ``number`` is what the rollback floor is compared with. Pure."""
+    return " ".join([names(digest, number), *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
+
+
+def rescue_line(line: str) -> str:
+    """The sealed command line of the rescue entry, from the normal one. Pure."""
+    return " ".join([line, *RESCUE_WORDS])
+
+
+def sealed_lines(line: str) -> bytes:
+    """``/cmdline`` of the initrd: every command line that this image is started with, one a line. Pure."""
+    return f"{line}\n{rescue_line(line)}\n".encode()
 
 
 def os_release(name: str, version: str) -> str:
@@ -31,18 +53,35 @@ def os_release(name: str, version: str) -> str:
 
 
 def write_uki(tools: Tools, work: Path, *, kernel: Path, uname: str, initrd: Path, line: str, release: str) -> Path:
-    """Assemble ``work/uki.unsigned.efi`` with ukify. Equal inputs give equal bytes."""
-    (work / "cmdline").write_text(line)
-    (work / "os-release").write_text(release)
-    target = work / "uki.unsigned.efi"
+    """Assemble ``work/uki.unsigned.efi`` with ukify. Equal inputs give equal bytes.
+
+    One image, two profiles: they share kernel, initrd and os-release; the rescue entry has a command line of its own.
+    """
+    texts = {
+        "cmdline": line, "os-release": release, "profile": MAIN_PROFILE,
+        "rescue.cmdline": rescue_line(line), "rescue.profile": RESCUE_PROFILE,
+    }  # fmt: skip
+    for name, text in texts.items():
+        (work / name).write_text(text)
+    target, rescue = work / "uki.unsigned.efi", work / "rescue.efi"
+    environment = {"SOURCE_DATE_EPOCH": "0"}
+    tools.run(
+        [
+            "ukify", "build", f"--profile=@{work}/rescue.profile", f"--cmdline=@{work}/rescue.cmdline",
+            f"--stub={PROFILE_STUB}", f"--output={rescue}",
+        ],
+        binds=[work],
+        env=environment,
+    )  # fmt: skip
     tools.run(
         [
             "ukify", "build", f"--linux={kernel}", f"--initrd={initrd}", f"--cmdline=@{work}/cmdline",
-            f"--os-release=@{work}/os-release", f"--uname={uname}", f"--stub={STUB}", f"--output={target}",
+            f"--os-release=@{work}/os-release", f"--uname={uname}", f"--stub={STUB}",
+            f"--profile=@{work}/profile", f"--join-profile={rescue}", f"--output={target}",
         ],
         binds=[work],
         ro_binds=[kernel.parent],
-        env={"SOURCE_DATE_EPOCH": "0"},
+        env=environment,
     )  # fmt: skip
     return target
 

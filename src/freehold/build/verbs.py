@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from freehold.build import disk as disks
-from freehold.build import enrol_options, pipeline
+from freehold.build import enrol_options, pipeline, signing
 from freehold.build.keys import KeyDirectory
 from freehold.build.store import Store, cache_directory, default_store
 from freehold.build.tools import ensure
@@ -40,24 +40,33 @@ def build_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``freehold build``."""
     parser.add_argument("recipe", type=Path, help="the recipe (TOML)")
     parser.add_argument("--version", help="version of the release (default: the recipe's pattern)")
+    parser.add_argument(
+        "--number", type=int, metavar="N",
+        help="the release's number for the rollback floor (default: the date of the package lists, seconds since 1970)",
+    )  # fmt: skip
     parser.add_argument("--sources", type=Path, metavar="FILE", help="apt source lines to use instead of the default mirror")
+    parser.add_argument("--unsigned", action="store_true", help="open no key; `freehold sign RELEASE` signs later")
     _store_argument(parser)
     _key_arguments(parser)
 
 
 def build(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Build a release."""
+    if options.unsigned and options.key:
+        raise InputError("--unsigned uses no key", hint="leave --key out; `freehold sign RELEASE --key URI` comes later")
+    keys = KeyDirectory(options.keys or default_directory()) if options.unsigned else KeyDirectory.choose(options.keys, monitor)
     done = pipeline.build(
-        options.recipe, _store(options), KeyDirectory.choose(options.keys, monitor), monitor,
-        version=options.version, key_uri=options.key, sources=options.sources,
+        options.recipe, _store(options), keys, monitor, unsigned=options.unsigned,
+        version=options.version, key_uri=options.key, sources=options.sources, number=options.number,
     )  # fmt: skip
     manifest = done.manifest
     total = sum(done.seconds.values())
+    next_step = f"disk {done.release.name} -o {manifest.name}.qcow2" if done.signed else f"sign {done.release.name} --key URI"
     text = (
         f"{done.release.name}: {'unchanged' if done.unchanged else f'built in {total:.0f} s'}\n"
-        f"  commit  {manifest.commit}\n  image   {manifest.image_digest}\n"
+        f"  commit  {manifest.commit}\n  image   {manifest.image_digest}\n  number  {manifest.number}\n"
         f"  kernel  {manifest.kernel}, {len(manifest.packages)} packages, {done.files:,} files, {done.bytes >> 20} MiB\n"
-        f"Next: freehold disk {done.release.name} -o {manifest.name}.qcow2"
+        f"Next: freehold {next_step}"
     )
     return Report(done.data(), text)
 
@@ -68,6 +77,7 @@ def disk_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the disk; .qcow2 or raw")
     parser.add_argument("--size", default="8G", help="size of the disk (default 8G; only what is used takes space)")
     parser.add_argument("--ignition", type=Path, metavar="FILE", help="Ignition file for the first boot")
+    parser.add_argument("--stick", action="store_true", help="a stick to rescue machines from: its ids are another disk's")
     _store_argument(parser)
     _key_arguments(parser)
     enrol_options.add_arguments(parser)
@@ -117,7 +127,7 @@ def disk(options: argparse.Namespace, monitor: Monitor) -> Report:
     measures = json.loads((release / "build.json").read_text())
     made = disks.make_disk(
         tools, store, release, options.output.absolute(), signer=keys.signer(options.key, monitor), monitor=monitor, size=size,
-        ignition=ignition, timeout=int(measures.get("timeout", 0)), keys=firmware_keys,
+        ignition=ignition, timeout=int(measures.get("timeout", 0)), keys=firmware_keys, stick=options.stick,
     )  # fmt: skip
     data = {
         "schema": "freehold-disk-1", "disk": str(made.path), "release": made.release, "size": made.size, "format": made.format,
@@ -153,7 +163,7 @@ def inspect(options: argparse.Namespace, _monitor: Monitor) -> Report:
     }  # fmt: skip
     lines = [
         f"{release.name}", f"  deployment  {manifest.id}", f"  commit      {manifest.commit}",
-        f"  image       {manifest.image_digest}",
+        f"  image       {manifest.image_digest}", f"  number      {manifest.number}",
         f"  uki         {manifest.uki.sha256} ({manifest.uki.size >> 20} MiB)", f"  kernel      {manifest.kernel}",
         f"  contents    {measures['files']:,} files, {measures['bytes'] >> 20} MiB, {len(manifest.packages)} packages",
     ]  # fmt: skip
@@ -187,6 +197,17 @@ def diff(options: argparse.Namespace, _monitor: Monitor) -> Report:
     lines = [f"  {name}: {before or 'absent'} -> {after or 'removed'}" for name, before, after in changes]
     head = f"{options.old} -> {options.new}: {len(changes)} packages differ"
     return Report(data, "\n".join([head, *lines]))
+
+
+def sign_release(release: Path, uri: str | None, monitor: Monitor) -> Report:
+    """Sign an unsigned release with the release key ``uri`` (for ``freehold sign``)."""
+    signer = KeyDirectory(default_directory()).signer(uri, monitor)
+    manifest = signing.sign_release(ensure(cache_directory(), monitor), release, signer)
+    data: dict[str, object] = {
+        "schema": "freehold-sign-1", "release": str(release), "name": manifest.name, "version": manifest.version,
+        "number": manifest.number, "uki_sha256": manifest.uki.sha256,
+    }  # fmt: skip
+    return Report(data, f"{release}: signed\nNext: freehold disk or freehold publish {release.name}")
 
 
 VERBS = (

@@ -29,10 +29,12 @@ VERBS = (
     Verb("build", BUILD, "build a sealed release from a recipe", (
         "freehold build recipes/server.toml",
         "freehold build recipes/server.toml --version 1.2 --store /srv/freehold --json",
+        "freehold build recipes/server.toml --unsigned --keys certificates     (then:) freehold sign server-1.2 --key URI",
     )),
     Verb("disk", BUILD, "make a bootable disk image from a release", (
         "freehold disk server-1.2 -o server.qcow2 --ignition first-boot.ign",
         "freehold disk recipes/server.toml -o /tmp/server.raw --size 16G",
+        "freehold disk server-1.2 -o stick.raw --stick --size 4G     (to rescue machines: freehold rescue -h)",
         "freehold disk server-1.2 --enrol force --dry-run     (then -o server.raw without --dry-run)",
         "freehold disk server-1.2 -o server.raw --enrol force --owner-key file:/media/stick/owner.key",
         "freehold disk server-1.2 -o server.raw --enrol force --option-rom keep --extra-db microsoft-uefi-ca.der",
@@ -59,6 +61,9 @@ VERBS = (
     )),
     Verb("rollback", DEVICE, "boot the previous deployment next", ("freehold rollback",)),
     Verb("cleanup", DEVICE, "remove deployments and objects that nothing needs", ("freehold cleanup --dry-run",)),
+    Verb("verify", DEVICE, "check this machine and every deployment, file by file", (
+        "freehold verify", "freehold verify --quick --json", "freehold verify --jobs 4",
+    )),
     Verb("history", DEVICE, "what was done to this machine, and when", ("freehold history",)),
     Verb("kargs", REQUESTS, "show or change the kernel's arguments", (
         "freehold kargs",
@@ -88,8 +93,27 @@ VERBS = (
         "freehold unlock --key file:/media/stick/owner.key",
         "freehold unlock --request unlock.request",
     )),
-    Verb("sign", LOCK, "answer a machine's request with the owner's key", (
-        "freehold sign lock.request --key file:owner.key",
+    Verb("floor", LOCK, "the rollback floor: which releases no longer boot while locked", (
+        "freehold floor --json",
+        "freehold floor --lower 1790000000 --key file:/media/stick/owner.key",
+        "freehold floor --lower 1790000000 --request floor.request",
+        "freehold floor --answer floor.request.signed",
     )),
+    Verb("sign", LOCK, "answer a machine's request, or sign a release that was built unsigned", (
+        "freehold sign lock.request --key file:owner.key",
+        "freehold sign server-1.2 --key 'pkcs11:token=HSM;object=release;certificate=release.crt'",
+    )),
+    Verb("rescue", "freehold.rescue.verbs", "repair another machine's disk, from a stick", (
+        "freehold rescue status --disk /dev/sda",
+        "freehold rescue repair-esp --disk /dev/sda --dry-run     (boot partition wiped)",
+        "freehold rescue install --disk /dev/sda                  (no deployment starts any more)",
+        "freehold rescue adopt --disk /dev/sda                    (the owner's key is lost)",
+    ), group=True),
     Verb("denials", LOCK, "what the guard refused, or would refuse", ("freehold denials --json",)),
+    Verb("attest", "freehold.attest.verbs", "prove by the TPM what runs here, or judge such a proof", (
+        "freehold attest --identity -o server.identity           (on the machine, once, when you trust it)",
+        "openssl rand -hex 32                                    (where you check: a fresh nonce each time)",
+        "freehold attest --nonce HEX -o server.attestation       (on the machine)",
+        "freehold attest --check server.attestation --nonce HEX --identity server.identity --release server-1.2",
+    )),
 )  # fmt: skip

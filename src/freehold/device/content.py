@@ -80,6 +80,16 @@ def pull(sysroot: Sysroot, url: str, commit: str, identity: str) -> None:
     reference(sysroot, identity, commit)
 
 
+def pull_local(sysroot: Sysroot, source: Path, commit: str, identity: str) -> None:
+    """Copy ``commit`` from the repository ``source`` of another disk and name it for deployment ``identity``.
+
+    libostree checks each object against its name; what an interrupted copy brought is not brought again.
+    """
+    prepare(sysroot, verity=sysroot.kernel_verity)
+    _ostree(sysroot, "pull-local", f"{source}", commit, timeout=PULL_TIMEOUT)
+    reference(sysroot, identity, commit)
+
+
 def reference(sysroot: Sysroot, identity: str, commit: str) -> None:
     """Keep ``commit`` as long as deployment ``identity`` exists."""
     _ostree(sysroot, "refs", "--force", f"--create={REF_PREFIX}{identity}", commit)
@@ -101,6 +111,11 @@ def prune(sysroot: Sysroot) -> None:
     _ostree(sysroot, "prune", "--refs-only", "--depth=0")
 
 
+def objects(sysroot: Sysroot, commit: str) -> list[str]:
+    """The checksums of the file objects of ``commit``."""
+    return file_objects(_ostree(sysroot, "ls", "-R", "-C", commit).text)
+
+
 def verify_objects(sysroot: Sysroot, commit: str) -> int:
     """Switch fs-verity on for each object of ``commit`` that lacks it; how many did.
 
@@ -108,7 +123,7 @@ def verify_objects(sysroot: Sysroot, commit: str) -> int:
     verity as it writes; a power cut or an older tool may have left some without.
     """
     enabled = 0
-    for checksum in file_objects(_ostree(sysroot, "ls", "-R", "-C", commit).text):
+    for checksum in objects(sysroot, commit):
         path = object_path(sysroot.repo, checksum)
         if sysroot.verity.measure(path) is None:
             sysroot.verity.enable(path)

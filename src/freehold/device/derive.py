@@ -38,7 +38,7 @@ from freehold.keys.x509 import Signer
 from freehold.lock import requests
 from freehold.monitor import Monitor, step
 from freehold.run import run
-from freehold.seal import authenticode, pe
+from freehold.seal import authenticode, cpio, pe
 from freehold.seal.erofs import Image
 from freehold.seal.headerball import Entry, headerball
 from freehold.update.manifest import Derived, Manifest, Uki, serialize_manifest, version_valid
@@ -164,9 +164,7 @@ def assemble(
             digest, size = _image(sysroot, entries, commit, below.epoch, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    line = line.replace(f"freehold.image={base.manifest.image_digest}", f"freehold.image={digest}")
-    texts = {".cmdline": line.encode(), ".osrel": renamed(program.content(".osrel").decode(), version).encode()}
-    uki = pe.exchange(program, texts, drop=STALE_SECTIONS)
+    uki = _kernel_image(program, base.manifest.image_digest, digest, line, version)
     manifest = base.manifest._replace(
         version=version, commit=commit, image_digest=digest, image_size=size,
         uki=Uki(f"freehold-{version}-{digest[:16]}.efi", UNSIGNED, 1),
@@ -176,6 +174,26 @@ def assemble(
         ),
     )  # fmt: skip
     return Unsigned(manifest, uki, pe.digest(pe.parse(uki)))
+
+
+def _kernel_image(program: pe.Program, old: str, new: str, line: str, version: str) -> bytes:
+    """The release's kernel image for the tree ``new``, started with ``line``. Pure.
+
+    Other profiles (the rescue entry) keep the release's own arguments: they are for when the owner's are wrong. The early
+    step knows the sealed lines from the initrd's ``/cmdline``; a second archive behind the first replaces that file.
+    """
+    lines = [found.decode("ascii", "replace") for found in program.contents(".cmdline")]
+    lines = [line, *lines[1:]]
+    for at, found in enumerate(lines):
+        if image_of(found) != old:
+            raise FreeholdError("a command line of the release's kernel image names another tree")
+        lines[at] = found.replace(f"freehold.image={old}", f"freehold.image={new}")
+    sealed = cpio.archive({"cmdline": cpio.Member(cpio.REGULAR, "".join(f"{one}\n" for one in lines).encode())})
+    initrds = program.contents(".initrd")
+    first = initrds[0] + b"\0" * (-len(initrds[0]) % 4) + sealed
+    names = [renamed(found.decode(), version).encode() for found in program.contents(".osrel")]
+    contents = {".cmdline": [one.encode() for one in lines], ".osrel": names, ".initrd": [first, *initrds[1:]]}
+    return pe.exchange(program, contents, drop=STALE_SECTIONS)
 
 
 def sign_uki(digest: bytes, signer: Signer) -> bytes:

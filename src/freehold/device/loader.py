@@ -155,6 +155,18 @@ def plan_rollback(entries: Sequence[Entry], booted: str) -> Switch:
     return plan_switch(ordered, chosen)
 
 
+def plan_boot(entries: Sequence[Entry], identity: str) -> Switch:
+    """How to make the deployment ``identity`` boot next, whatever became of it before.
+
+    Raises :class:`NotHereError` when it has no boot entry.
+    """
+    ordered = order(entries)
+    chosen = next((entry for entry in ordered if entry.id == identity), None)
+    if chosen is None:
+        raise NotHereError(f"no boot entry is of the deployment {identity}", hint="the state lists what there is")
+    return plan_switch(ordered, chosen)
+
+
 def plan_switch(entries: Sequence[Entry], chosen: Entry) -> Switch:
     """How to make ``chosen`` boot next: first it is made bootable, then everything that sorts before it is set aside."""
     ordered = order(entries)

@@ -34,7 +34,8 @@ from freehold.update.manifest import Manifest, canonical
 ROOT_RESERVE = 64 << 20
 #: Bytes that stay free on the ESP: FAT needs some, and so does the boot loader.
 ESP_RESERVE = 1 << 20
-ESP_DEVICE = "dev/disk/by-partlabel/freehold-esp"
+#: A link that the early step makes: a second disk may have a partition of the same name.
+ESP_DEVICE = "run/freehold/esp"
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,8 @@ def commit(sysroot: Sysroot, manifest: Manifest) -> loader.Entry:
         ) from None
     atomic.fsync_directory(scratch)
     loader.move(temporary, sysroot.esp / loader.LINUX / entry.name)
-    # The commit point is passed: what follows is tidying.
+    # The commit point is passed. The UKI stays beside the manifest: what a wiped boot partition is made from again.
     record(sysroot, "staged", id=manifest.id, version=manifest.version)
-    source.unlink(missing_ok=True)
     return entry
 
 

@@ -84,7 +84,8 @@ def _consistent(intent: Intent | None, text: bytes, manifest: Manifest, uki: byt
         raise _bad("its intent names another list of requests")
     if pe.parse(uki).certificates[1]:
         raise _bad("its kernel image is signed already")
-    if _IMAGE.findall(command_line(uki)) != [manifest.image_digest]:
+    lines = [line.decode("ascii", "replace") for line in pe.parse(uki).contents(".cmdline")]
+    if not lines or any(_IMAGE.findall(line) != [manifest.image_digest] for line in lines):
         raise _bad("its kernel image starts another tree than its manifest names")
 
 

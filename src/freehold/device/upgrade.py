@@ -71,6 +71,8 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
     entries = bases.as_releases(sysroot, stage.ensure_esp(sysroot))
     judgement = stage.judge(offered, release, entries)
     fresh = judgement.verdict == "new"
+    if fresh:
+        _above_floor(sysroot, offered.number, offered.version)
     # An ordinary user may ask, but not leave a note.
     with contextlib.suppress(PermissionError):
         stage.remember(sysroot, config, offered if fresh else None)
@@ -151,6 +153,9 @@ def rollback(sysroot: Sysroot, monitor: Monitor, *, reboot: bool = False) -> Rep
     booted = sysroot.booted_id()
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
         switch = loader.plan_rollback(stage.ensure_esp(sysroot), booted)
+        chosen = sysroot.deployment(switch.chosen.id)
+        if chosen is not None and chosen.id != booted:
+            _above_floor(sysroot, chosen.manifest.number, chosen.manifest.version)
         with step(monitor, "switching"):
             loader.apply(sysroot.esp, switch)
         record(sysroot, "rollback", id=switch.chosen.id, version=switch.chosen.version)
@@ -179,6 +184,14 @@ def cleanup(sysroot: Sysroot, monitor: Monitor) -> Report:
         freed = max(0, prune.free_bytes(sysroot.root) - before)
     data: dict[str, object] = {"schema": "freehold-cleanup-1", "removed": gone, "bytes": freed}
     return Report(data, f"Removed {len(gone)} deployments, {freed >> 20} MiB.\n" if gone else "Nothing to remove.\n")
+
+
+def _above_floor(sysroot: Sysroot, number: int, version: str) -> None:
+    """Refuse what the early step would not boot. An ordinary user who only asks cannot know."""
+    from freehold.lock import floor
+
+    with contextlib.suppress(PermissionError):
+        floor.require(floor.known(sysroot.root / "owner", sysroot.keychain), number, version)
 
 
 def _status(fresh: bool, options: Options) -> int:

@@ -98,10 +98,32 @@ def history(arguments: argparse.Namespace, monitor: Monitor) -> Report:
     return Report({"schema": "freehold-history-1", "events": events}, "".join(lines) or "No events.\n")
 
 
+def verify_arguments(parser: argparse.ArgumentParser) -> None:
+    """How thoroughly, and how wide."""
+    parser.add_argument("--quick", action="store_true", help="ask for each file's digest, but do not read its content")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="reading threads (default: 2)")
+
+
+def verify(arguments: argparse.Namespace, monitor: Monitor) -> Report:
+    """Check the running machine and every deployment against what was signed."""
+    import os
+
+    from freehold.device import verify as work
+    from freehold.device.sysroot import Sysroot
+    from freehold.errors import FreeholdError, InputError
+
+    if not 1 <= arguments.jobs <= work.MAX_JOBS:
+        raise InputError(f"--jobs takes a number from 1 to {work.MAX_JOBS}")
+    if os.geteuid() != 0:
+        raise FreeholdError("only root can verify a machine", hint="use the console, or ssh as root")
+    return work.verify(Sysroot(), work.Options(arguments.quick, arguments.jobs), monitor)
+
+
 VERBS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None], Handler], ...] = (
     ("status", "what runs, what boots next, how it is locked", status_arguments, status),
     ("upgrade", "bring the newest release onto this machine", upgrade_arguments, upgrade),
     ("rollback", "boot the previous deployment next", rollback_arguments, rollback),
     ("cleanup", "remove deployments that nothing needs", cleanup_arguments, cleanup),
+    ("verify", "check the running machine and every deployment", verify_arguments, verify),
     ("history", "what happened to this machine's deployments", history_arguments, history),
 )

@@ -181,12 +181,15 @@ def file_path(sysroot: Sysroot, file: requests.File) -> Path:
 
 
 def propose(sysroot: Sysroot, text: bytes) -> Intent:
-    """The intent that asks for the list ``text`` and leaves everything else as the newest believed one has it."""
+    """The intent that asks for the list ``text`` and leaves everything else as the newest believed one has it.
+
+    Also the rollback floor: an intent that does not speak of it leaves what the machine has raised, one that names it sets it.
+    """
     current, _ = newest(sysroot)
     name, now = requests.name_of(text), int(time.time())
     if current is None:
         return Intent(machine=machine(sysroot), serial=1, lock="open", since=now, requests=name)
-    return dataclasses.replace(current, serial=current.serial + 1, since=now, requests=name)
+    return dataclasses.replace(current, serial=current.serial + 1, since=now, requests=name, floor=None)
 
 
 def check(sysroot: Sysroot, signed: bytes) -> Intent:

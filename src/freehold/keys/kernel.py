@@ -74,16 +74,22 @@ def measure_verity(path: str | os.PathLike[str]) -> bytes | None:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        return measure_descriptor(fd, os.fspath(path))
+    finally:
+        os.close(fd)
+
+
+def measure_descriptor(fd: int, name: str) -> bytes | None:
+    """As :func:`measure_verity`, of an open file; ``name`` is what errors call it."""
+    try:
         answer = fcntl.ioctl(fd, FS_IOC_MEASURE_VERITY, _MEASURE.pack(0, DIGEST_BYTES, b""))
     except OSError as error:
         if error.errno in _UNMEASURED:
             return None
         if error.errno == errno.EOVERFLOW:
-            raise FreeholdError(f"{os.fspath(path)} has an fs-verity digest that is longer than SHA-256's") from error
+            raise FreeholdError(f"{name} has an fs-verity digest that is longer than SHA-256's") from error
         raise
-    finally:
-        os.close(fd)
     algorithm, size, digest = _MEASURE.unpack(answer)
     if algorithm != _SHA256 or size != DIGEST_BYTES:
-        raise FreeholdError(f"{os.fspath(path)} has an fs-verity digest by algorithm {algorithm}, not by SHA-256")
+        raise FreeholdError(f"{name} has an fs-verity digest by algorithm {algorithm}, not by SHA-256")
     return bytes(digest)

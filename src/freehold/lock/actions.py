@@ -25,10 +25,10 @@ from typing import Literal
 
 from freehold import atomic, run
 from freehold.boot import machine_files, prepare
-from freehold.errors import FreeholdError, NotHereError, VerificationError
+from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.keys.kernel import measure_verity
 from freehold.keys.verify import Keychain
-from freehold.lock import etc, guard, intent, mounts
+from freehold.lock import etc, floor, guard, intent, mounts
 from freehold.lock.intent import Intent
 
 ETC = Path("/etc")
@@ -38,6 +38,7 @@ OWNER = Path("/sysroot/owner")
 INBOX = Path("/sysroot/inbox")
 STATE = Path("/sysroot/state")
 RUN = Path("/run/freehold")
+CMDLINE = Path("/proc/cmdline")
 LOCK_FILE = RUN / "lock.lock"
 
 
@@ -111,12 +112,64 @@ def drop_links(layers: Path, serial: int) -> None:
         atomic.fsync_directory(layers)
 
 
-def propose(lock: Literal["open", "audit", "locked"], config: str | None) -> Intent:
-    """The intent that would follow the standing one; what it does not speak of stays (requests, floor, strictness)."""
+def known_floor() -> floor.Known:
+    """The rollback floor of this machine."""
+    return floor.known(OWNER, KEYCHAIN)
+
+
+def running_release() -> int:
+    """The number of the release that runs, 0 when it has none."""
+    return floor.release_of(CMDLINE.read_text(errors="replace"))
+
+
+def next_serial() -> int:
+    """A serial that no intent of this machine has had, as far as it knows."""
+    known = known_floor()
+    if known.serial:
+        pending, _ = waiting()
+        return max(known.serial, pending.serial if pending else 0) + 1
+    # The owner's directory lost its intents: the TPM may remember one. Root can write this file, but on such a
+    # machine nothing is locked.
+    seen = boot_floor().get("serial")
+    return seen + 1 if isinstance(seen, int) and 0 < seen < intent.MAX_NUMBER else 1
+
+
+def boot_floor() -> dict[str, object]:
+    """What the early step noted of the rollback floor at this boot (informational)."""
+    try:
+        found = json.loads((RUN / "boot.json").read_text()).get("floor")
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def propose(lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None) -> Intent:
+    """The intent that would follow the newest believed one; its requests and its strictness stay.
+
+    Without ``wanted_floor`` the rollback floor stays what it is, but the owner signs it anew.
+    """
+    kept = known_floor().floor or None
+    if kept is not None and kept > running_release():
+        # An older release runs while open. What it could not boot with is not signed; what is kept stays.
+        kept = None
     current, _ = waiting()
+    return Intent(
+        machine=machine_id(), serial=next_serial(), lock=lock, since=int(time.time()), config=config,
+        floor=kept if wanted_floor is None else wanted_floor, requests=current.requests if current else None,
+        strict=current.strict if current else False,
+    )  # fmt: skip
+
+
+def lower_floor(number: int) -> Intent:
+    """The standing intent with another rollback floor. Raises :class:`InputError` for one that would not lower it."""
+    current, now = standing().intent, known_floor()
     if current is None:
-        return Intent(machine=machine_id(), serial=1, lock=lock, since=int(time.time()), config=config)
-    return dataclasses.replace(current, serial=current.serial + 1, lock=lock, since=int(time.time()), config=config)
+        raise FreeholdError("this machine has no intent of the owner's, and so no rollback floor", hint="`freehold lock` sets it")
+    if not 0 <= number < now.floor:
+        raise InputError(
+            f"{number} is not below the rollback floor {now.floor}", hint="it rises by itself, when an update proves healthy"
+        )
+    return dataclasses.replace(current, serial=next_serial(), floor=number)
 
 
 def check_answer(signed: bytes) -> Intent:
@@ -128,6 +181,12 @@ def check_answer(signed: bytes) -> Intent:
     if is_pending and pending is not None and offer.intent.serial < pending.serial:
         # The next boot would take the other one, and undo this.
         raise VerificationError("the signed intent is refused: a newer one waits for the next boot")
+    running = running_release()
+    if (offer.intent.floor or 0) > running:
+        raise VerificationError(
+            f"the signed intent sets the rollback floor to {offer.intent.floor}, above the running release {running}",
+            hint="this machine would not boot again; make a new request on it",
+        )
     config = offer.intent.config
     if config is not None:
         image = OWNER / "config" / config

@@ -26,22 +26,26 @@ def _ask(*arguments: str, check: bool = True) -> dict[str, Any]:
 
 
 def mode() -> str:
-    """``open``, ``audit`` or ``locked``; :class:`FreeholdError` when the guard is not loaded."""
-    status = _ask("status")
-    if not status.get("loaded"):
-        raise FreeholdError("the guard is not loaded on this boot", hint="the boot's log says why: journalctl -b -k -g freehold")
-    return str(status["mode"])
+    """``open``, ``audit`` or ``locked``. An open machine has not loaded the guard."""
+    return str(_ask("status")["mode"])
+
+
+def load() -> None:
+    """Load the guard, which refuses nothing yet; done already is as good. :class:`FreeholdError` where it cannot be."""
+    _ask("load")
 
 
 def denials() -> list[dict[str, Any]]:
     """What was refused, or in audit mode would have been, newest first."""
-    return list(_ask("denials")["denials"])
+    return list(_ask("denials")["denials"]) if _ask("status")["loaded"] else []
 
 
 def preflight() -> list[dict[str, Any]]:
     """Privileged processes that already hold what the lock would not let them get: code mappings, files of the owner."""
     answer = _ask("preflight", check=False)
-    return [{"comm": _name(row.get("pid")), **row} for row in [*answer["mappings"], *answer["writers"]]]
+    if not {"mappings", "writers", "readers"} <= answer.keys():
+        raise FreeholdError("the guard could not look through the running processes")
+    return [{"comm": _name(row.get("pid")), **row} for row in [*answer["mappings"], *answer["writers"], *answer["readers"]]]
 
 
 def _name(pid: object) -> str:

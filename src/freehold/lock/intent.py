@@ -52,7 +52,8 @@ _LEAST = {"serial": 1, "since": 0, "floor": 0}
 class Intent:
     """What the owner wants of the machine ``machine``; ``since`` in seconds since 1970.
 
-    ``floor``: no release (number, see docs/intent.md) below it boots while locked. ``requests``: SHA-256 of the list
+    ``floor``: no release with a lower number boots while locked; where it is given, also as 0, the machine's own raised
+    floor is set to exactly that, and ``None`` leaves it (docs/floor.md). ``requests``: SHA-256 of the list
     of requests that is in force. ``strict``: no device key, the owner signs every deployment.
     """
 
@@ -63,7 +64,7 @@ class Intent:
     tier: Tier = "privileged"
     config: str | None = None
     emergency_ssh: str | None = None
-    floor: int = 0
+    floor: int | None = None
     requests: str | None = None
     strict: bool = False
 
@@ -119,7 +120,7 @@ def parse(data: bytes) -> Intent:
         tier=_literal(values.get("tier", "privileged"), _TIERS),
         config=values.get("config"),
         emergency_ssh=values.get("emergency-ssh"),
-        floor=int(values.get("floor", "0")),
+        floor=int(values["floor"]) if "floor" in values else None,
         requests=values.get("requests"),
         strict=values.get("strict") == "yes",
     )
@@ -153,7 +154,7 @@ def serialize(intent: Intent) -> bytes:
         "config": intent.config,
         "since": str(intent.since),
         "emergency-ssh": intent.emergency_ssh,
-        "floor": str(intent.floor) if intent.floor else None,
+        "floor": None if intent.floor is None else str(intent.floor),
         "requests": intent.requests,
         "strict": "yes" if intent.strict else None,
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``freehold lock``, ``unlock``, ``sign`` and ``denials``."""
+"""``freehold lock``, ``unlock``, ``floor``, ``sign`` and ``denials``."""
 
 from __future__ import annotations
 
@@ -66,6 +66,10 @@ def lock_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``freehold lock``."""
     parser.add_argument("--audit", action="store_true", help="refuse nothing, record what the lock would refuse")
     parser.add_argument("-n", "--dry-run", action="store_true", help="show what would be committed and what stands in the way")
+    parser.add_argument(
+        "--floor", type=int, metavar="N",
+        help="refuse to boot releases with a lower number while locked; 0: none (default: the running release's number)",
+    )  # fmt: skip
     _credential(parser)
 
 
@@ -77,6 +81,10 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         raise FreeholdError("this machine is locked already", hint="`freehold status` shows since when")
     if options.dry_run:
         return _preview()
+    if options.floor is not None:
+        _check_floor(options)
+    # First of all: nobody has to sign anything for a machine that cannot be locked.
+    guard.load()
     if options.answer is not None:
         signed = _read(options.answer)
         wanted = actions.check_answer(signed)
@@ -93,7 +101,9 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
             captured = actions.capture()
         for line in captured.left_out:
             monitor.message(f"not kept: {line}")
-        wanted = actions.propose("audit" if options.audit else "locked", captured.config)
+        # Auditing refuses nothing, and so has no reason to bind the owner to this release.
+        floor = actions.running_release() if options.floor is None and not options.audit else options.floor
+        wanted = actions.propose("audit" if options.audit else "locked", captured.config, wanted_floor=floor)
         if signer is None:
             return _request(options.request, wanted, "lock")
         signed = intent.sign(wanted, signer.sign)
@@ -106,6 +116,17 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         "audit": "Auditing. Nothing is refused; freehold denials shows what the lock would refuse.\nNext: freehold lock",
     }[wanted.lock]
     return Report({"schema": "freehold-lock-1", "state": wanted.lock, "serial": wanted.serial, "wanted": wanted_lock}, text)
+
+
+def _check_floor(options: argparse.Namespace) -> None:
+    running = actions.running_release()
+    if options.answer is not None:
+        raise InputError("the answer says the floor already", hint="give --floor where the request is made")
+    if not 0 <= options.floor <= running:
+        raise InputError(
+            f"--floor {options.floor}: this machine would not boot again",
+            hint=f"the running release has the number {running}; the floor can be at most that",
+        )
 
 
 def _preview() -> Report:
@@ -152,15 +173,78 @@ def unlock(options: argparse.Namespace, monitor: Monitor) -> Report:
     return Report({"schema": "freehold-lock-1", "state": "open", "serial": wanted.serial, "pending": True}, text)
 
 
+def floor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``freehold floor``."""
+    parser.add_argument("--lower", type=int, metavar="N", help="with the owner's key: let releases from number N on boot again")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="show the intent that would be signed")
+    _credential(parser)
+
+
+def floor(options: argparse.Namespace, monitor: Monitor) -> Report:
+    """Show the rollback floor, or lower it at the next boot."""
+    if options.answer is not None:
+        signed = _read(options.answer)
+        wanted = actions.check_answer(signed)
+        if options.lower is not None or wanted.floor is None:
+            raise InputError("the answer names no floor, or two", hint="`freehold floor --lower N --request FILE` asks for one")
+    elif options.lower is None:
+        if options.key is not None or options.request is not None or options.dry_run:
+            raise InputError("what shall the floor be?", hint="--lower N")
+        return _floor_report()
+    else:
+        wanted = actions.lower_floor(options.lower)
+        if options.dry_run:
+            return Report({"schema": "freehold-floor-1", "dry_run": True, "wanted": wanted.floor}, describe(wanted))
+        if options.request is not None:
+            return _request(options.request, wanted, "floor")
+        if options.key is None:
+            raise InputError(
+                "lowering the floor needs the owner's credential",
+                hint="--key file:PATH where the key is at hand, or --request FILE to have it signed elsewhere",
+            )
+        signed = intent.sign(wanted, owner_signer(options.key, monitor).sign)
+        actions.check_answer(signed)
+    actions.leave(signed)
+    return Report(
+        {"schema": "freehold-floor-1", "wanted": wanted.floor, "serial": wanted.serial, "pending": True},
+        f"The owner's word is in the inbox: from the next boot on the rollback floor is {wanted.floor}.\n"
+        "Next: reboot; then `freehold rollback` may go back",
+    )
+
+
+def _floor_report() -> Report:
+    known, running, seen = actions.known_floor(), actions.running_release(), actions.boot_floor()
+    tpm = str(seen.get("tpm", "unknown"))
+    places = [word for word, there in (("the TPM", tpm in ("kept", "anew")), ("the owner's directory", known.floor > 0)) if there]
+    data: dict[str, object] = {
+        "schema": "freehold-floor-1", "release": running, "floor": known.floor, "enforced": known.locked, "named": known.named,
+        "raised": known.raised, "tpm": tpm,
+    }  # fmt: skip
+    state = "in force" if known.locked else "not in force: this machine is not locked"
+    text = f"running release  {running}\nrollback floor   {known.floor} ({state})\n"
+    text += f"kept in          {' and '.join(places) or 'nothing'}"
+    if tpm == "failed":
+        text += "\nThe TPM could not keep it at this boot: `journalctl -b -k -g freehold` says why."
+    return Report(data, text)
+
+
 def sign_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``freehold sign``."""
-    parser.add_argument("request", type=Path, help="the request file that a machine wrote")
-    parser.add_argument("--key", required=True, metavar="URI", help="the owner's key: file:, pkcs11: or tpm2:")
+    parser.add_argument("request", type=Path, help="the request file that a machine wrote; or an unsigned release")
+    parser.add_argument("--key", required=True, metavar="URI", help="the owner's or the release key: file:, pkcs11: or tpm2:")
+    parser.add_argument("--store", type=Path, metavar="DIR", help="where a release that is given by its name is kept")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"the answer (default: REQUEST{SUFFIX})")
 
 
 def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
-    """Sign a machine's request, after showing what it says. What it asks for decides how."""
+    """Sign a machine's request, after showing what it says, or a release that was built unsigned."""
+    release = _unsigned_release(options.request, options.store)
+    if release is not None:
+        from freehold.build import verbs as builder
+
+        if options.output is not None:
+            raise InputError("a release is signed where it is", hint="leave -o out, or copy the directory first")
+        return builder.sign_release(release, options.key, monitor)
     from freehold.device import strict
 
     data = _read(options.request, strict.MAX_BYTES)
@@ -174,10 +258,13 @@ def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
     answer = intent.sign(wanted, owner_signer(options.key, monitor).sign)
     output = options.output or options.request.with_name(options.request.name + SUFFIX)
     atomic.write(output, answer)
+    # A request to lower the floor of a locked machine says "locked" as well.
     verb = "apply" if listed is not None else "unlock" if wanted.lock == "open" else "lock"
+    plain = wanted.lock == "locked" and listed is None
+    other = f"\n      or, if that asked:  freehold floor --answer {output.name}" if plain else ""
     return Report(
         {"schema": "freehold-sign-1", "answer": str(output), "machine": wanted.machine, "serial": wanted.serial},
-        f"{output}: signed\nNext, on the machine: freehold {verb} --answer {output.name}",
+        f"{output}: signed\nNext, on the machine: freehold {verb} --answer {output.name}{other}",
     )
 
 
@@ -203,12 +290,29 @@ def _sign_deployment(ask: Ask, options: argparse.Namespace, monitor: Monitor) ->
     return Report(data, f"{output}: signed\nNext, on the machine: freehold apply --answer {output.name}")
 
 
+def _unsigned_release(path: Path, store: Path | None) -> Path | None:
+    """The unsigned release that ``path`` names, as a directory or in the store; ``None`` for a machine's request."""
+    if path.is_file():
+        return None
+    from freehold.build import signing
+    from freehold.build import store as stores
+
+    root = store or stores.default_store()
+    for candidate in (path, root.absolute() / "releases" / path):
+        if signing.is_unsigned(candidate):
+            return candidate
+        if (candidate / "manifest.json").is_file():
+            raise InputError(f"{candidate} is signed already")
+    return None
+
+
 def describe(wanted: Intent) -> str:
     """An intent in words. Pure."""
     what = {"open": "be open", "audit": "record what the lock would refuse", "locked": "be locked"}[wanted.lock]
     config = f"with the /etc image {wanted.config[:16]}" if wanted.config else "with the factory /etc"
     asked = f", with the requests {wanted.requests[:16]}" if wanted.requests else ""
-    return f"machine {wanted.machine} shall {what}, {config}{asked} (intent number {wanted.serial})"
+    floor = "" if wanted.floor is None else f", booting no release below number {wanted.floor} while locked"
+    return f"machine {wanted.machine} shall {what}, {config}{floor}{asked} (intent number {wanted.serial})"
 
 
 def denials_arguments(parser: argparse.ArgumentParser) -> None:
@@ -231,6 +335,7 @@ def _row(row: dict[str, Any]) -> str:
 VERBS = (
     ("lock", "let no further unsigned privileged code run", lock_arguments, lock),
     ("unlock", "with the owner's key: open at the next boot", unlock_arguments, unlock),
-    ("sign", "answer a machine's request with the owner's key", sign_arguments, sign),
+    ("floor", "the rollback floor: what no longer boots while locked", floor_arguments, floor),
+    ("sign", "answer a machine's request, or sign a release that was built unsigned", sign_arguments, sign),
     ("denials", "what the guard refused, or would refuse", denials_arguments, denials),
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from freehold.errors import InputError
@@ -24,6 +24,11 @@ _CERTIFICATE = struct.Struct("<IHH")
 #: WIN_CERT_REVISION_2_0 and WIN_CERT_TYPE_PKCS_SIGNED_DATA.
 _REVISION, _PKCS7 = 0x0200, 0x0002
 _MAX_SECTIONS = 64
+#: What the stub finds by name (UAPI.5), wherever it is.
+MOVABLE = frozenset({
+    ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".dtbauto", ".efifw", ".hwids", ".uname", ".sbat", ".pcrpkey",
+    ".pcrsig", ".profile", ".linux",
+})  # fmt: skip
 
 
 class Section(NamedTuple):
@@ -60,11 +65,19 @@ class Program(NamedTuple):
         return self.optional + 112 + 4 * 8
 
     def content(self, name: str) -> bytes:
-        """What section ``name`` holds. :class:`InputError` unless there is exactly one."""
+        """What section ``name`` of the first profile holds, which is what boots unless somebody chooses another.
+
+        :class:`InputError` when there is none.
+        """
+        found = self.contents(name)
+        if not found:
+            raise InputError(f"the kernel image has no section {name!r}")
+        return found[0]
+
+    def contents(self, name: str) -> list[bytes]:
+        """What the sections ``name`` of all profiles hold, in their order."""
         found = [section for section in self.sections if section.name == name]
-        if len(found) != 1:
-            raise InputError(f"the kernel image has {len(found)} sections {name!r}")
-        return self.data[found[0].start :][: min(found[0].size, found[0].raw)]
+        return [self.data[one.start : one.start + min(one.size, one.raw)] for one in found]
 
 
 def parse(data: bytes) -> Program:
@@ -131,33 +144,35 @@ def _align(value: int, to: int) -> int:
     return -(-value // to) * to
 
 
-def exchange(program: Program, contents: Mapping[str, bytes], *, drop: frozenset[str] = frozenset()) -> bytes:
+def exchange(program: Program, contents: Mapping[str, Sequence[bytes]], *, drop: frozenset[str] = frozenset()) -> bytes:
     """The unsigned image with other ``contents`` of some sections, and without those named in ``drop``.
 
-    Where a new content does not fit into the addresses up to the next section, the section moves behind the last
-    one: only sections that are found by their name may be exchanged. :class:`InputError` when one is missing.
+    ``contents`` has one value for each section of that name, profile by profile. Their order stays, since a profile is what
+    lies between two sections ``.profile``. Where a new content does not fit into the addresses up to the next section, what
+    follows moves back: only sections that are found by their names may. :class:`InputError` when one is missing, or fixed.
     """
-    for name in contents:
-        program.content(name)
-    ordered = sorted(program.sections, key=lambda one: one.address)
-    limits = {one.name: two.address for one, two in itertools.pairwise(ordered)}
+    for name, values in contents.items():
+        if len(program.contents(name)) != len(values):
+            raise InputError(f"the kernel image has {len(program.contents(name))} sections {name!r}, not {len(values)}")
+    if any(one.address + one.size > two.address for one, two in itertools.pairwise(program.sections)):
+        raise InputError("the kernel image's sections are not in the order of their addresses")
+    left = {name: list(values) for name, values in contents.items()}
     placed: list[tuple[Section, bytes]] = []
-    moved: list[tuple[Section, bytes]] = []
-    for section in ordered:
+    end = 0
+    for section in program.sections:
         if section.name in drop:
             continue
-        content = contents.get(section.name)
-        if content is None:
-            placed.append((section, program.data[section.start : section.start + section.raw]))
-        elif section.address + len(content) <= limits.get(section.name, 1 << 32):
-            placed.append((section._replace(size=len(content)), content))
+        if section.name in left:
+            content = left[section.name].pop(0)
+            section = section._replace(size=len(content))
         else:
-            moved.append((section._replace(size=len(content)), content))
-    end = max(section.address + section.size for section in ordered)
-    for section, content in moved:
-        address = _align(end, program.alignment)
-        placed.append((section._replace(address=address), content))
-        end = address + len(content)
+            content = program.data[section.start : section.start + section.raw]
+        if section.address < end:
+            if section.name not in MOVABLE:
+                raise InputError(f"the kernel image's section {section.name} would have to move")
+            section = section._replace(address=_align(end, program.alignment))
+        placed.append((section, content))
+        end = section.address + section.size
     rows, body = bytearray(), bytearray()
     for section, content in placed:
         raw = _align(len(content), program.file_alignment)

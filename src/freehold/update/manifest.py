@@ -29,7 +29,8 @@ IMAGE_LIMIT = 1 << 30
 UKI_LIMIT = 512 << 20
 #: Hex digits of the image digest that make a deployment's id.
 ID_LENGTH = 16
-_NUMBER_LIMIT = 2**53
+#: Times and release numbers.
+NUMBER_LIMIT = 2**53
 _PACKAGES_LIMIT = 50_000
 _LINES_LIMIT = 512
 
@@ -65,7 +66,10 @@ class Derived(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What one release consists of. ``timestamp`` in seconds since 1970; sizes in bytes; digests in hex."""
+    """What one release consists of. ``timestamp`` in seconds since 1970; sizes in bytes; digests in hex.
+
+    ``number`` orders releases for the rollback floor (docs/floor.md); the UKI's command line has the same.
+    """
 
     name: str
     version: str
@@ -74,6 +78,7 @@ class Manifest(NamedTuple):
     image_size: int
     uki: Uki
     timestamp: int
+    number: int
     architecture: str
     kernel: str
     suite: str
@@ -129,6 +134,7 @@ def serialize_manifest(manifest: Manifest) -> bytes:
             "image_size": manifest.image_size,
             "uki": {"name": manifest.uki.name, "sha256": manifest.uki.sha256, "size": manifest.uki.size},
             "timestamp": manifest.timestamp,
+            "number": manifest.number,
             "architecture": manifest.architecture,
             "kernel": manifest.kernel,
             "suite": manifest.suite,
@@ -228,7 +234,8 @@ def parse_manifest(data: bytes) -> Manifest:
             sha256=uki.text("sha256", _HEX64, meaning="64 hex digits"),
             size=uki.number("size", 1, UKI_LIMIT),
         ),
-        timestamp=reader.number("timestamp", 1, _NUMBER_LIMIT),
+        timestamp=reader.number("timestamp", 1, NUMBER_LIMIT),
+        number=reader.number("number", 0, NUMBER_LIMIT),
         architecture=reader.text("architecture", _WORD, meaning="an architecture"),
         kernel=reader.text("kernel", _WORD, meaning="a kernel version"),
         suite=reader.text("suite", _WORD, meaning="a suite"),
@@ -248,7 +255,7 @@ def parse_stream(data: bytes) -> Stream:
         stream=reader.text("stream", _NAME, meaning="a name"),
         version=reader.text("version", _VERSION, meaning="a version (letters, digits and .~^_-)"),
         manifest_sha256=reader.text("manifest_sha256", _HEX64, meaning="64 hex digits"),
-        timestamp=reader.number("timestamp", 1, _NUMBER_LIMIT),
+        timestamp=reader.number("timestamp", 1, NUMBER_LIMIT),
     )
     reader.finish()
     return result

@@ -31,7 +31,9 @@ def launch(
     not start; nothing is left running then.
     """
     places = state.paths(machine.name)
-    kind = _disk_kind(machine)
+    kind, *others = [_disk_kind(disk) for disk in (machine.disk, *machine.disks)]
+    if machine.ignition is not None and not machine.ignition.exists():
+        raise InputError(f"{machine.ignition}: no such file")
     files = firmware.find(host.firmware_folder(tools), secure=machine.secure_boot)
     shutil.rmtree(places.run, ignore_errors=True)
     for folder in (places.run, places.keep):
@@ -43,6 +45,7 @@ def launch(
         wiring = Wiring(
             code=files.code, variables=variables, disk_format=kind, accelerator=accelerator,
             qmp=places.qmp, human=places.human, agent=places.agent, serial=places.serial, tpm=places.tpm,
+            disk_formats=tuple(others),
         )  # fmt: skip
         with contextlib.ExitStack() as undo:
             helper = _start_tpm(tpm, places, tools) if machine.tpm else None
@@ -69,15 +72,14 @@ def launch(
     return record, process
 
 
-def _disk_kind(machine: Machine) -> str:
-    for file in (machine.disk, machine.ignition):
-        if file is not None and not file.exists():
-            raise InputError(f"{file}: no such file")
+def _disk_kind(disk: Path) -> str:
+    if not disk.exists():
+        raise InputError(f"{disk}: no such file")
     try:
-        with machine.disk.open("rb") as source:
+        with disk.open("rb") as source:
             return disk_format(source.read(len(QCOW2_MAGIC)))
     except OSError as error:
-        raise InputError(f"{machine.disk}: {error.strerror}") from None
+        raise InputError(f"{disk}: {error.strerror}") from None
 
 
 def _mark(serial: Path, name: str) -> int:
@@ -117,6 +119,26 @@ def _firmware_state(
     shutil.copyfile(kept, places.run / "variables.fd")
     shutil.copytree(kept_tpm, places.run / "tpm")
     return places.run / "variables.fd", places.run / "tpm"
+
+
+def adopt(machine: Machine, variables: Path, tpm: Path | None, tools: Tools) -> None:
+    """Have ``machine`` start with copies of these firmware variables and this TPM state, as if it had left them itself.
+
+    The machine is off. For who keeps a prepared machine and starts from it again and again.
+    """
+    places = state.paths(machine.name)
+    files = firmware.find(host.firmware_folder(tools), secure=machine.secure_boot)
+    places.keep.mkdir(parents=True, exist_ok=True, mode=0o700)
+    note, kept = places.keep / "identity.json", places.keep / "tpm"
+    note.unlink(missing_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copyfile(variables, places.keep / "variables.fd")
+    if tpm is None:
+        kept.mkdir(mode=0o700)
+    else:
+        shutil.copytree(tpm, kept)
+    found = firmware.certificates(machine.keys) if machine.secure_boot else []
+    atomic.write(note, json.dumps(_identity(machine, files, found)) + "\n")
 
 
 def _identity(machine: Machine, files: firmware.Firmware, found: list[firmware.Certificate]) -> dict[str, object]:

@@ -42,7 +42,8 @@ class Machine:
 
     ``timeout`` is in seconds (``None``: by accelerator); ``accelerator`` is ``kvm``, ``tcg`` or
     ``None`` for whatever works; ``keys`` are certificates, or directories of them, for the
-    firmware's variables; ``extra`` goes to QEMU as it is (a second disk, SMBIOS strings).
+    firmware's variables; ``extra`` goes to QEMU as it is (SMBIOS strings); ``disks`` are more disks,
+    which firmware does not start from.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Machine:
     accelerator: str | None = None
     timeout: float | None = None
     extra: tuple[str, ...] = ()
+    disks: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         valid_name(self.name)
@@ -71,7 +73,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Wiring:
-    """Where the parts of one running machine are on the host."""
+    """Where the parts of one running machine are on the host; ``disk_formats`` are those of its further disks."""
 
     code: Path
     variables: Path
@@ -82,6 +84,7 @@ class Wiring:
     agent: Path
     serial: Path
     tpm: Path
+    disk_formats: tuple[str, ...] = ()
 
 
 def valid_name(name: str) -> str:
@@ -152,6 +155,10 @@ def arguments(machine: Machine, wiring: Wiring) -> list[str]:
         argv += ["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0"]
     if machine.ignition is not None:
         argv += ["-fw_cfg", f"name={IGNITION_ITEM},file={_value(machine.ignition)}"]
+    for number, (disk, kind) in enumerate(zip(machine.disks, wiring.disk_formats, strict=True), start=1):
+        argv += ["-drive", f"if=none,id=disk{number},format={kind},cache=writeback,discard=unmap,"
+                           f"snapshot={'on' if machine.snapshot else 'off'},file={_value(disk)}"]  # fmt: skip
+        argv += ["-device", f"virtio-blk-pci,drive=disk{number}"]
     return [*argv, *machine.extra]
 
 

@@ -44,6 +44,10 @@ def start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", type=int, default=DEFAULT_CPUS, metavar="N", help="processors (default %(default)s)")
     parser.add_argument("--ignition", type=Path, metavar="FILE", help="Ignition configuration for the first boot")
     parser.add_argument(
+        "--extra-disk", type=Path, action="append", default=[], metavar="FILE",
+        help="one more disk, raw or qcow2, which firmware does not start from (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
         "--forward", action="append", default=[], metavar="HOST:GUEST", help="lead a TCP port of 127.0.0.1 to the guest"
     )
     parser.add_argument("--accelerator", choices=("kvm", "tcg"), help="default: KVM where it works, else emulation")
@@ -66,6 +70,7 @@ def start(arguments: argparse.Namespace, monitor: Monitor) -> Report:
         forwards=tuple(parse_forward(text) for text in arguments.forward),
         accelerator=arguments.accelerator,
         timeout=arguments.timeout,
+        disks=tuple(disk.absolute() for disk in arguments.extra_disk),
     )
     began = time.monotonic()
     try:

@@ -32,13 +32,16 @@ int main(int argc, char **argv)
 		sha256(data, length, digest);
 		for (int i = 0; i < SHA256_SIZE; i++)
 			printf("%02x", digest[i]);
-		if (intent_parse(data, length, &intent) == 0)
-			printf(" %s %" PRIu64 " %s %s %" PRIu64 " %s %s %" PRIu64 " %s %d\n", intent.machine, intent.serial,
+		if (intent_parse(data, length, &intent) == 0) {
+			char floor[24] = "-";
+			if (intent.has_floor)
+				snprintf(floor, sizeof(floor), "%" PRIu64, intent.floor);
+			printf(" %s %" PRIu64 " %s %s %" PRIu64 " %s %s %s %s %d\n", intent.machine, intent.serial,
 			       intent_lock_name(intent.lock), intent_tier_name(intent.tier), intent.since,
 			       intent.config[0] ? intent.config : "-",
-			       intent.emergency_ssh[0] ? intent.emergency_ssh : "-", intent.floor,
+			       intent.emergency_ssh[0] ? intent.emergency_ssh : "-", floor,
 			       intent.requests[0] ? intent.requests : "-", intent.strict);
-		else
+		} else
 			printf(" refused\n");
 		free(data);
 	}

@@ -1,14 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Builds the laboratory inside the tools tree: build.sh GUARD_OUT KERNEL_TREE WORK
-# Leaves WORK/initrd and WORK/disk. Keys are made here and forgotten.
+# Leaves WORK/initrd, WORK/disk and WORK/owner, a disk with a partition. Keys are made here and forgotten.
 set -eu
 out=$1 kernel=$2 work=$3
 here=$(dirname "$0")
 rm -rf "$work/root"
 mkdir -p "$work/root/seal" "$work/root/empty" "$work/root/root" "$work/root/modules"
 cd "$work/root/seal"
-mkdir -p usr/bin usr/lib/place usr/lib/x86_64-linux-gnu lib64 etc dev proc sys tmp sysroot mnt signed
+mkdir -p usr/bin usr/lib/place usr/lib/x86_64-linux-gnu usr/lib/freehold lib64 etc dev proc sys tmp sysroot mnt signed
 ln -s usr/lib lib
 echo x >etc/file
 cd - >/dev/null
@@ -19,6 +19,10 @@ gcc -O1 "$here/dyn.c" -o "$seal/usr/bin/dyn"
 gcc -O1 -DEVIL -shared -fPIC "$here/dyn.c" -o "$seal/usr/lib/evil.so"
 cp "$seal/usr/bin/lab" "$seal/usr/bin/jit"
 cp "$out/guardctl" "$seal/usr/bin/"
+# The launcher as it ships; what it takes for Python is the laboratory.
+gcc -O2 -Wall -Wextra -Werror -std=gnu17 -static early/updater.c -o "$seal/usr/lib/freehold/updater"
+cp "$seal/usr/lib/freehold/updater" "$seal/usr/lib/freehold/copy"
+cp "$seal/usr/bin/lab" "$seal/usr/bin/python3"
 printf '#!/usr/bin/lab ok\n' >"$seal/usr/bin/script"
 chmod 755 "$seal/usr/bin/script"
 libraries=$(ldd /usr/bin/python3.13 /usr/lib/python3.13/lib-dynload/_ctypes.*.so /usr/bin/true | awk '$3 ~ "^/" {print $3}' | sort -u)
@@ -34,6 +38,7 @@ for module in fs/overlayfs/overlay drivers/block/virtio_blk; do
 	cp "$kernel"/usr/lib/modules/*/kernel/$module.ko.xz "$work/root/modules/"
 done
 cp "$work/root/modules/overlay.ko.xz" "$seal/usr/lib/"
+cp "$work/root/modules/overlay.ko.xz" "$seal/usr/lib/nvmet.ko.xz" # judged by its name
 openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=lab -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
 openssl x509 -in "$work/cert.pem" -outform der -out "$seal/usr/lib/cert.der"
 fsverity sign "$seal/usr/bin/lab" "$seal/usr/lib/lab.sig" --key="$work/key.pem" --cert="$work/cert.pem" >/dev/null
@@ -42,3 +47,7 @@ cp "$seal/usr/bin/lab" "$work/root/init"
 (cd "$work/root" && find . | LC_ALL=C sort | cpio -o -H newc --quiet >"$work/initrd")
 rm -f "$work/disk"
 mkfs.ext4 -q -b 4096 -O verity "$work/disk" 32M
+rm -f "$work/owner"
+truncate -s 40M "$work/owner"
+printf 'label: gpt\nstart=2048, size=65536\n' | sfdisk -q "$work/owner"
+mkfs.ext4 -q -F -b 4096 -E offset=1048576 "$work/owner" 32M

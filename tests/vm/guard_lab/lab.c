@@ -9,8 +9,11 @@
 #include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
 #include <linux/fs.h>
 #include <linux/fsverity.h>
+#include <linux/perf_event.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -20,9 +23,11 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/personality.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
@@ -107,6 +112,8 @@ static long bpf(int command, union bpf_attr *attr)
 }
 
 #include "checks.h"
+#include "secrets.h"
+#include "veterans.h"
 
 /* ---- the list ---- */
 
@@ -123,7 +130,8 @@ static const struct check {
 	C(exec_unsigned), C(exec_script), C(exec_sealed), C(exec_sealed_script), C(exec_dynamic), C(exec_signed),
 	C(exec_verity_unsigned), C(exec_memfd), C(ld_so_file), C(preload), C(python_ctypes), C(python_callback), C(jit_allowed), C(map_anonymous),
 	C(protect_anonymous), C(map_unsigned), C(map_sealed), C(map_sealed_writable), C(protect_unsigned),
-	C(protect_sealed), C(protect_sealed_writable), C(protect_modified), C(shared_memory_drop), C(module_unsigned),
+	C(protect_sealed), C(protect_sealed_writable), C(protect_modified), C(shared_memory_drop), C(veteran_thread),
+	C(veteran_process), C(veteran_user), C(module_unsigned),
 	C(module_sealed), C(module_buffer), C(ptrace_init), C(ptrace_root), C(vm_write), C(own_memory_file),
 	C(core_pattern), C(modprobe_path), C(harmless_sysctl), C(ipe_enforce), C(apparmor_remove),
 	C(block_write), C(block_read), C(rawio), C(mount_usr), C(mount_etc), C(mount_tmp), C(bind_etc_file),
@@ -134,6 +142,17 @@ static const struct check {
 	C(owner_link_out), C(owner_symlink), C(owner_mkdir), C(owner_rmdir), C(owner_mknod), C(owner_unlink),
 	C(owner_rename_in), C(owner_rename_out), C(owner_rename_self), C(owner_chmod), C(owner_chown),
 	C(owner_setxattr), C(owner_removexattr), C(owner_flags), C(owner_through_bind), C(outside_write),
+	C(secret_read), C(secret_list), C(secret_through_bind), C(secret_through_path_descriptor),
+	C(secret_through_overlay), C(secret_through_mount), C(secret_by_handle), C(owner_by_handle), C(secret_partition),
+	C(secret_partition_as_udev), C(secret_disk), C(secret_disk_by_node), C(scsi_generic), C(disk_unbind),
+	C(module_hands_out_disks), C(perf_event), C(tracefs_write), C(bpf_reads_memory), C(bpf_reads_memory_as_admin),
+	C(admin_after_load), C(another_program), C(updater_reads), C(updater_child), C(updater_next_program),
+	C(updater_reads_etc), C(updater_without_launcher), C(updater_copied_launcher), C(updater_in_namespace),
+	C(updater_in_pid_namespace), C(updater_in_jail), C(updater_filtered),
+	C(updater_shared_directories), C(updater_looked_into), C(updater_memory), C(updater_attached),
+	C(others_looked_into), C(mount_over_owner), C(mount_over_owner_disk), C(umount_owner_disk),
+	C(mount_usr_through_peer), C(mount_usr_in_peer_namespace),
+	C(umount_bpffs_in_peer_namespace),
 	U(exec_unsigned), U(exec_script), U(exec_memfd), U(ld_so_file), U(preload), U(map_anonymous), U(map_unsigned),
 	U(protect_modified), U(ptrace_own), U(own_memory_file), U(setuid_unsigned), U(setgid_unsigned),
 	N(exec_unsigned), N(exec_script), N(exec_memfd), N(map_anonymous), N(map_unsigned), N(protect_modified),
@@ -286,7 +305,7 @@ static void must_mount(const char *source, const char *target, const char *type,
 static void first_stage(void)
 {
 	static const char *const MOVED[] = {"/dev", "/proc", "/sys", "/tmp", "/sysroot", "/mnt", "/signed"};
-	struct guard_config config = {};
+	struct guard_config config;
 	struct stat st;
 	long long started;
 
@@ -295,24 +314,23 @@ static void first_stage(void)
 	must_mount("dev", "/dev", "devtmpfs", 0, NULL);
 	check_or_stop(mount("securityfs", "/sys/kernel/security", "securityfs", 0, NULL), "securityfs");
 	must_mount("tmpfs", "/tmp", "tmpfs", 0, "mode=1777");
-	must_mount("tmpfs", "/sysroot", "tmpfs", 0, NULL);
 	must_mount("tmpfs", "/mnt", "tmpfs", 0, NULL);
 	check_or_stop(module("/modules/overlay.ko.xz"), "overlay module");
 	check_or_stop(module("/modules/virtio_blk.ko.xz"), "virtio_blk module");
-	for (int i = 0; i < 100 && access("/dev/vda", F_OK); i++)
+	for (int i = 0; i < 100 && (access("/dev/vda", F_OK) || access("/dev/vdb1", F_OK)); i++)
 		usleep(50000);
+	must_mount("/dev/vdb1", "/sysroot", "ext4", 0, NULL);
 	must_mount("/dev/vda", "/signed", "ext4", 0, NULL);
 	must_mount("overlay", "/root", "overlay", 0, "lowerdir=/seal:/empty");
+	must_mount("tmpfs", "/root/etc", "tmpfs", 0, NULL);
+	put("/root/etc/file", "x", 0644);
 	mkdir("/sysroot/owner", 0755);
-	check_or_stop(stat("/root", &st), "/root");
-	config.sealed_major = major(st.st_dev);
-	config.sealed_minor = minor(st.st_dev);
-	check_or_stop(stat("/sysroot/owner", &st), "owner");
-	config.owner_major = major(st.st_dev);
-	config.owner_minor = minor(st.st_dev);
-	config.owner_ino = st.st_ino;
+	check_or_stop((errno = -guard_describe("/root", "/sysroot/owner", &config)), "guard_describe");
+	check_or_stop(!config.disks[1].major || config.disks[2].major, "a partition and its disk");
 	check_or_stop(stat("/root/usr/bin/jit", &st), "jit");
 	config.jit_inodes[0] = st.st_ino;
+	veterans_enlist();
+	usleep(300000); /* until they have dropped what they had */
 	started = now_us();
 	check_or_stop(guard_load(&config), "guard_load");
 	printf("@time load %lld\n", now_us() - started);
@@ -364,7 +382,8 @@ static int add_key_and_sign(void)
 static void second_stage(void)
 {
 	static const char *const PLACES[] = {"/mnt/move", "/mnt/bind", "/mnt/bpf", "/mnt/parent", "/mnt/leaf", "/tmp/place",
-					     OWNER "a", OWNER "a/b", OWNER "a/b/c"};
+					     OWNER "a", OWNER "a/b", OWNER "a/b/c", OWNER "secret", "/mnt/over", "/mnt/empty",
+					     "/mnt/again", "/mnt/peer", "/mnt/jail"};
 	char path[64];
 
 	for (size_t i = 0; i < sizeof(PLACES) / sizeof(PLACES[0]); i++)
@@ -379,10 +398,12 @@ static void second_stage(void)
 	put(OWNER "file", "x", 0600);
 	put(OWNER "gone", "x", 0600);
 	put(OWNER "a/b/c/file", "x", 0600);
+	put(SECRET "key", "x", 0600);
 	mkdir(OWNER "dir", 0700);
 	setxattr(OWNER "file", "trusted.keep", "1", 1, 0);
 	must_mount("tmpfs", "/mnt/move", "tmpfs", 0, NULL);
 	check_or_stop(mount("/sysroot/owner", "/mnt/bind", NULL, MS_BIND, NULL), "bind");
+	must_mount("tracefs", "/mnt/trace", "tracefs", 0, NULL);
 	copy(LAB, "/tmp/lab", 0755);
 	copy("/usr/bin/dyn", "/tmp/dyn", 0755);
 	copy("/usr/lib/evil.so", "/tmp/evil.so", 0755);
@@ -391,6 +412,8 @@ static void second_stage(void)
 	copy(LAB, "/tmp/setgid", 02755);
 	put("/tmp/script", "#!/usr/bin/lab ok\n", 0755);
 	check_or_stop((errno = add_key_and_sign()), "fs-verity signature");
+	/* The same files at another root: from there somebody could mount over its /usr. */
+	check_or_stop(mount("/", "/mnt/jail", NULL, MS_BIND | MS_REC, NULL), "jail");
 	guardctl("status", NULL);
 	guardctl("preflight", NULL);
 	play_all();
@@ -416,6 +439,10 @@ int main(int argc, char **argv)
 		return 0;
 	if (argc == 2 && strcmp(argv[1], "anonymous") == 0)
 		return map_anonymous();
+	if (argc == 2 && strcmp(argv[1], "secret") == 0)
+		return secret_read();
+	if (argc == 6 && strcmp(argv[5], "self-check") == 0) /* the launcher takes us for Python */
+		return updater_program();
 	if (argc == 4 && strcmp(argv[1], "check") == 0)
 		return play_here(atoi(argv[2]), argv[3]);
 	if (argc == 2 && strcmp(argv[1], "second") == 0)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the signed documents in the evidence say: release, machine, lock; and the machine's own account. All pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+from freehold.attest.document import Evidence, Identity
+from freehold.attest.pe import Program
+from freehold.attest.verdict import Verdict
+from freehold.errors import InputError
+from freehold.keys.verify import Keychain, verify_document
+from freehold.lock import intent
+from freehold.update.manifest import parse_manifest
+
+_IMAGE = re.compile(r"(?:^|\s)freehold\.image=([0-9a-f]{64})(?=\s|\Z)")
+_NO_KEYCHAIN = "no keychain was given to judge it by (--identity or --keychain)"
+
+
+def command_line(verdict: Verdict, evidence: Evidence, sections: Mapping[str, bytes], program: Program | None) -> str:
+    """The image digest that the measured command line names; "" when that is not shown."""
+    measured = sections.get(".cmdline")
+    line = evidence.command_line
+    if program is not None and measured == hashlib.sha256(program.sections.get(".cmdline", b"")).digest():
+        line = program.sections[".cmdline"].decode("latin-1").rstrip("\0\n")
+    elif measured is None or measured not in _spellings(line):
+        verdict.refused("command-line", "the one in the evidence is not the one that was measured")
+        return ""
+    if line != evidence.command_line:
+        verdict.refused("command-line", "the kernel runs with another one than that of its boot image")
+        return ""
+    images = set(_IMAGE.findall(line))
+    if len(images) != 1:
+        verdict.refused("command-line", "it names no image, or more than one")
+        return ""
+    image = str(images.pop())
+    verdict.ok("command-line", f"measured, and names the image {image[:16]}")
+    return image
+
+
+def _spellings(line: str) -> set[bytes]:
+    """SHA-256 of the section that becomes ``line``: tools end it in nothing, a newline or a NUL."""
+    text = line.encode("latin-1", errors="replace")
+    return {hashlib.sha256(text + end).digest() for end in (b"", b"\n", b"\0", b"\n\0")}
+
+
+def release(verdict: Verdict, evidence: Evidence, image: str, keychain: Keychain | None, uki: str | None) -> None:
+    """Is the running image that of a release that the keychain vouches for?"""
+    if keychain is None:
+        verdict.unknown("release", _NO_KEYCHAIN, decides=True)
+        return
+    signed = verify_document(evidence.manifest, evidence.manifest_signature, keychain=keychain)
+    if not signed.ok:
+        verdict.refused("release", f"its manifest is not believed: {signed.reason}")
+        return
+    try:
+        manifest = parse_manifest(evidence.manifest)
+    except InputError as error:
+        verdict.refused("release", error.message)
+        return
+    what = f"{manifest.name} {manifest.version}"
+    if manifest.image_digest != image:
+        verdict.refused("release", f"the signed manifest of {what} is not that of the running image")
+    elif uki is not None and manifest.uki.sha256 != uki:
+        verdict.refused("release", f"the release to compare with is not {what}, whose manifest the machine has")
+    else:
+        verdict.ok("release", f"{what}, {signed.reason}")
+
+
+def machine(verdict: Verdict, evidence: Evidence, identity: Identity | None) -> None:
+    """Does the evidence carry the identity's machine id?"""
+    if identity is not None:
+        good = evidence.machine == identity.machine
+        text = f"machine {evidence.machine or 'without an id'}"
+        verdict.judged("machine", text if good else f"{text}, not {identity.machine}", good=good)
+
+
+def lock(verdict: Verdict, evidence: Evidence, keychain: Keychain | None) -> None:
+    """What the owner's signed intent says, as the machine presents it.
+
+    An older intent is signed as well as the newest, and nothing measures which one is in force: the words say so.
+    """
+    if keychain is None:
+        verdict.unknown("intent", _NO_KEYCHAIN, decides=True)
+        return
+    standing = intent.judge(evidence.intent, keychain=keychain, machine=evidence.machine)
+    if standing.intent is None and standing.state == "locked":
+        verdict.refused("intent", standing.reason)
+        return
+    if standing.intent is None:
+        verdict.unknown("intent", "it presents none: an open machine, or one that hides it", decides=False)
+        return
+    config = f", /etc image {standing.intent.config[:16]}" if standing.intent.config else ""
+    verdict.ok("intent", f"{standing.state}, {standing.reason}{config}")
+    verdict.unknown(
+        "lock", "that this intent is in force is not measured: compare its serial with the last that you signed", decides=False
+    )  # fmt: skip
+
+
+def account(verdict: Verdict, evidence: Evidence) -> None:
+    """What the machine says of itself. Nothing measures it; root could have written it."""
+    guard = evidence.guard
+    mode = guard.get("mode") if guard.get("loaded") is True else None
+    words = [f"guard {mode if mode in ('open', 'audit', 'locked') else 'not loaded'}"]
+    source = evidence.boot.get("keychain_source")
+    if source in ("firmware", "image"):
+        words.append(f"keys for files from the {source}")
+    verdict.unknown("account", f"in its own words: {', '.join(words)}", decides=False)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``freehold verify``: the running machine. Reads what the kernel says and lets the pure modules judge it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from freehold.device import verify_keys, verify_machine
+from freehold.device.sysroot import Sysroot, read_bytes, read_text
+from freehold.device.verify_findings import MACHINE, Finding, deviation, note
+from freehold.device.verify_kernel import Probe, read_regular
+from freehold.errors import FreeholdError
+from freehold.keys.efi import GLOBAL_VARIABLE, IMAGE_SECURITY_DATABASE, MAX_LIST_BYTES
+from freehold.keys.verify import Keychain
+from freehold.lock import intent
+
+_SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
+_SYSTEMD_BOOT = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+_EFIVARS = "sys/firmware/efi/efivars"
+_ATTRIBUTES = 4
+_NON_VOLATILE = 1
+
+
+def judge(sysroot: Sysroot, keychain: Keychain, sealed: str | None, kernel: str, probe: Probe) -> list[Finding]:
+    """Every finding about the running machine.
+
+    ``sealed``: the command line in the booted kernel image; ``kernel``: that kernel's release.
+    """
+    running = read_text(sysroot.system / "proc/cmdline", 64 << 10).strip()
+    standing = standing_of(sysroot, keychain)
+    locked = standing.state == "locked"
+    found = verify_machine.judge_command_line(running, sealed)
+    found += _mounts(sysroot, standing)
+    found += _ring(sysroot, keychain, probe)
+    found += _firmware(sysroot)
+    found += verify_machine.judge_lockdown(
+        read_text(sysroot.system / "sys/kernel/security/lockdown", 256), locked=locked
+    )
+    found += verify_machine.judge_guard(sysroot.guard(), standing.state, standing.reason)
+    found += _kernel(sysroot, kernel, sealed or running)
+    found += _owner(sysroot, standing, probe)
+    return found
+
+
+def standing_of(sysroot: Sysroot, keychain: Keychain) -> intent.Standing:
+    """The owner's standing intent, verified; one that cannot be read or is of another machine counts as invalid."""
+    owner = sysroot.root / "owner"
+    machine = read_text(owner / "id", 64).strip()
+    try:
+        signed: bytes | None = read_regular(owner / "intent", intent.MAX_SIGNED_BYTES)
+    except FileNotFoundError:
+        signed = None
+    except (OSError, FreeholdError):
+        signed = b""
+    return intent.judge(signed, keychain=keychain, machine=machine)
+
+
+def _mounts(sysroot: Sysroot, standing: intent.Standing) -> list[Finding]:
+    text = read_text(sysroot.system / "proc/self/mountinfo", verify_machine.TEXT_LIMIT)
+    try:
+        mounts = verify_machine.parse_mountinfo(text)
+    except ValueError as error:
+        return [deviation("mounts", MACHINE, "/proc/self/mountinfo", "the kernel's list of mounts", str(error))]
+    config = standing.intent is not None and standing.intent.config is not None
+    return [
+        *verify_machine.judge_root(mounts),
+        *verify_machine.judge_etc(mounts, locked=standing.state == "locked", config=config),
+    ]
+
+
+def _variable(sysroot: Sysroot, name: str, guid: object, *, own: bool = False) -> bytes:
+    """A firmware variable's value, empty when there is none; ``own``: a stored one is not the firmware's word."""
+    try:
+        data = read_bytes(sysroot.system / _EFIVARS / f"{name}-{guid}", MAX_LIST_BYTES + _ATTRIBUTES)
+    except (OSError, FreeholdError):
+        return b""
+    if len(data) < _ATTRIBUTES or (own and data[0] & _NON_VOLATILE):
+        return b""
+    return data[_ATTRIBUTES:]
+
+
+def _ring(sysroot: Sysroot, keychain: Keychain, probe: Probe) -> list[Finding]:
+    wanted, source = verify_keys.keychain_certificates(keychain), "image"
+    if sysroot.secure_boot() and _variable(sysroot, "SetupMode", GLOBAL_VARIABLE, own=True) == b"\0":
+        firmware = verify_keys.Firmware(
+            db=_variable(sysroot, "db", IMAGE_SECURITY_DATABASE),
+            mok=_variable(sysroot, "MokListRT", _SHIM, own=True),
+            dbx=_variable(sysroot, "dbx", IMAGE_SECURITY_DATABASE),
+            mokx=_variable(sysroot, "MokListXRT", _SHIM, own=True),
+        )
+        try:
+            certificates = verify_keys.firmware_certificates(firmware, [one.fingerprint for one in keychain.revoked])
+        except ValueError:
+            # As the early step has it: lists that cannot be read are not used at all.
+            certificates = {}
+        if certificates:
+            wanted, source = certificates, "firmware"
+    try:
+        ring = probe.ring(read_text(sysroot.system / "proc/keys", verify_machine.TEXT_LIMIT))
+    except OSError as error:
+        return [deviation("ring", MACHINE, verify_keys.RING, "a ring that can be read", error.strerror or str(error))]
+    return verify_keys.judge_ring(ring, wanted, source)
+
+
+def _firmware(sysroot: Sysroot) -> list[Finding]:
+    found: list[Finding] = []
+    if not sysroot.secure_boot():
+        found.append(
+            note(
+                "secure-boot",
+                MACHINE,
+                "Secure Boot",
+                "",
+                "off: whoever can write the boot partition can replace the chain's beginning",
+            )
+        )
+    boot = sysroot.boot_record()
+    if isinstance(boot.get("secure_boot"), bool) and boot["secure_boot"] != sysroot.secure_boot():
+        said = f"{boot['secure_boot']} at boot, {sysroot.secure_boot()} now"
+        found.append(deviation("secure-boot-record", MACHINE, "Secure Boot", "the same as at boot", said))
+    for name in ("LoaderEntryDefault", "LoaderEntryOneShot"):
+        if value := _variable(sysroot, name, _SYSTEMD_BOOT):
+            said = value.decode("utf-16-le", "replace").rstrip("\0")
+            found.append(
+                note(
+                    "loader-choice",
+                    MACHINE,
+                    name,
+                    "",
+                    f"the boot loader is told to start {said}",
+                    "`bootctl set-default ''` clears it",
+                )
+            )
+    return found
+
+
+def _kernel(sysroot: Sysroot, kernel: str, cmdline: str) -> list[Finding]:
+    proc = sysroot.system / "proc"
+    found: list[Finding] = []
+    taint = read_text(proc / "sys/kernel/tainted", 64).strip()
+    if taint.isdecimal():
+        found += verify_machine.judge_taint(int(taint))
+    release = read_text(proc / "sys/kernel/osrelease", 256).strip()
+    if kernel and release != kernel:
+        found.append(deviation("kernel", MACHINE, "kernel", kernel, release or "unknown", verify_machine.REBOOT))
+    listed = read_text(
+        sysroot.system / "usr/lib/modules" / (kernel or release) / "modules.dep", verify_machine.TEXT_LIMIT
+    )
+    loaded = read_text(proc / "modules", verify_machine.TEXT_LIMIT)
+    found += verify_machine.judge_modules(loaded, verify_machine.sealed_modules(listed))
+    wanted = verify_machine.sealed_sysctls(cmdline)
+    values = {name: _sysctl(proc / "sys" / name.replace(".", "/")) for name in wanted}
+    return found + verify_machine.judge_sysctls(wanted, values)
+
+
+def _sysctl(path: Path) -> str | None:
+    try:
+        return read_bytes(path, 64 << 10).decode(errors="replace").strip()
+    except (OSError, FreeholdError):
+        return None
+
+
+def _owner(sysroot: Sysroot, standing: intent.Standing, probe: Probe) -> list[Finding]:
+    owner = sysroot.root / "owner"
+    found: list[Finding] = []
+    if standing.intent is None and standing.state == "locked":
+        found.append(
+            deviation(
+                "intent",
+                MACHINE,
+                "owner/intent",
+                "the owner's signed will",
+                standing.reason,
+                "put a newer signed intent into the inbox",
+            )
+        )
+    if (sysroot.root / "inbox/intent").exists():
+        found.append(note("inbox", MACHINE, "inbox/intent", "", "a newer intent waits for the next boot"))
+    config = standing.intent.config if standing.intent is not None else None
+    if config is not None:
+        found += _config(owner / "config" / config, config, probe)
+    for directory, _, files in os.walk(owner):
+        for name in files:
+            path = Path(directory, name)
+            status = path.lstat()
+            # overlayfs links inside its own work directory.
+            if status.st_nlink > 1 and not path.is_symlink() and path.parent.name != "work":
+                shown = str(path.relative_to(sysroot.root))
+                found.append(
+                    deviation(
+                        "owner-link",
+                        MACHINE,
+                        shown,
+                        "one name",
+                        f"{status.st_nlink} names: it can be changed by another",
+                        "remove the other hard link",
+                    )
+                )
+    return found
+
+
+def _config(path: Path, digest: str, probe: Probe) -> list[Finding]:
+    name = f"owner/config/{digest}"
+    hint = "factory settings are in force; lock again with the owner's key"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        return [deviation("config-image", MACHINE, name, "the owner's /etc", error.strerror or str(error), hint)]
+    try:
+        measured = probe.measure(fd, name)
+        said = "no fs-verity" if measured is None else measured.hex()
+    except (OSError, FreeholdError) as error:
+        said = str(error)
+    finally:
+        os.close(fd)
+    return [] if said == digest else [deviation("config-image", MACHINE, name, digest, said, hint)]

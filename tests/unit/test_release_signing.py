@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Equal inputs give equal kernel images, and signing is a step of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lab_release import manifest as lab_manifest
+
+from freehold.build import initrd, keys, pipeline, signing, uki
+from freehold.build.recipe import load
+from freehold.build.store import Store, cache_directory
+from freehold.build.tools import Tools, ensure
+from freehold.cli import main
+from freehold.errors import InputError
+from freehold.keys.issue import create
+from freehold.keys.verify import Keychain, verify_document
+from freehold.keys.x509 import Signer, load_signer
+from freehold.monitor import NullMonitor
+from freehold.run import Argument
+from freehold.seal import cpio
+from freehold.update.manifest import Manifest, parse_manifest, serialize_manifest
+
+RECIPE = Path(__file__).parents[2] / "recipes/server.toml"
+KERNEL = "6.12.1-amd64"
+KEYCHAIN = (("owner-me.der", b"der" * 50), ("release-x.der", b"x" * 30))
+LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+
+
+def make_tree(tree: Path, seed: int) -> Path:
+    """What :func:`initrd.members` reads, made in an order and with times that ``seed`` decides."""
+    home = tree / "usr/lib/modules" / KERNEL
+    dependencies = ["kernel/fs/erofs/erofs.ko: kernel/lib/crc.ko", "kernel/lib/crc.ko:", "kernel/fs/overlay.ko:"]
+    dependencies += ["kernel/drivers/virtio_blk.ko: kernel/lib/crc.ko"]
+    contents = {f"{line.partition(':')[0]}": f"code of {line}".encode() * 100 for line in dependencies}
+    contents["modules.dep"] = "\n".join(dependencies).encode() + b"\n"
+    contents["modules.alias"] = b"alias virtio:d00000002v* virtio_blk\n"
+    files = {home / name: content for name, content in contents.items()}
+    files[tree / "usr/lib/freehold/early"] = b"\x7fELF early" * 1000
+    names = sorted(files)
+    dice = random.Random(seed)  # noqa: S311 - test data
+    dice.shuffle(names)
+    for path in names:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[path])
+        os.utime(path, (dice.randrange(1 << 31), dice.randrange(1 << 31)))
+        path.chmod(dice.choice([0o644, 0o600]))
+    return tree
+
+
+def test_the_initrd_depends_on_contents_only(tmp_path: Path) -> None:
+    """Another directory, another order of creation, other times and modes: the same bytes."""
+    first = cpio.archive(initrd.members(make_tree(tmp_path / "a", 1), KERNEL, KEYCHAIN))
+    second = cpio.archive(initrd.members(make_tree(tmp_path / "elsewhere/b", 2), KERNEL, KEYCHAIN[::-1]))
+    assert first == second
+    assert str(tmp_path).encode() not in first
+    changed = make_tree(tmp_path / "c", 1)
+    (changed / "usr/lib/freehold/early").write_bytes(b"another")
+    assert cpio.archive(initrd.members(changed, KERNEL, KEYCHAIN)) != first
+
+
+@pytest.fixture(scope="module")
+def tools() -> Tools:
+    return ensure(cache_directory(), NullMonitor())
+
+
+def make_uki(tools: Tools, work: Path, seed: int, manifest: Manifest) -> Path:
+    work.mkdir(parents=True)
+    shutil.copy(tools.root / LOADER, work / "vmlinuz")
+    os.utime(work / "vmlinuz", (seed, seed))
+    initrd.write_initrd(tools, initrd.members(make_tree(work / "tree", seed), KERNEL, KEYCHAIN), work / "initrd")
+    line = uki.command_line(manifest.image_digest, manifest.number, ["tty0"], ["quiet"])
+    return uki.write_uki(
+        tools, work, kernel=work / "vmlinuz", uname=KERNEL, initrd=work / "initrd", line=line,
+        release=uki.os_release("server", "1.0"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def signers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Signer]:
+    directory = tmp_path_factory.mktemp("keys")
+    for name, role in (("one", "release"), ("two", "release"), ("foreign", "release"), ("me", "owner")):
+        create(name, "release" if role == "release" else "owner", directory, None)
+    return {
+        name: load_signer(f"file:{directory}/{name}.key", lambda _: b"") for name in ("one", "two", "foreign", "me")
+    }
+
+
+@pytest.fixture
+def unsigned(tools: Tools, signers: dict[str, Signer], tmp_path: Path) -> Callable[[str], Path]:
+    """Makes unsigned releases, each built elsewhere and at another time."""
+    count = iter(range(1, 100))
+
+    def make(name: str) -> Path:
+        value, image, _ = lab_manifest("1.0", 1000)
+        release = tmp_path / name
+        release.mkdir()
+        (release / "image").write_bytes(image)
+        number = next(count)
+        if number > 1:
+            time.sleep(1.1)  # a time stamp of seconds would show
+        built = make_uki(tools, tmp_path / f"work-{number}" / ("x" * number), number, value)
+        files = [(f"release-{each}.der", signers[each].certificate_der()) for each in ("one", "two")]
+        signing.write_unsigned(release, value, built, files)
+        return release
+
+    return make
+
+
+@pytest.mark.build
+def test_kernel_images_are_equal_apart_from_the_signature(
+    tools: Tools, signers: dict[str, Signer], unsigned: Callable[[str], Path], tmp_path: Path
+) -> None:
+    first, second = unsigned("first"), unsigned("second")
+    names = (signing.UNSIGNED_UKI, signing.UNSIGNED, "image")
+    assert [(first / name).read_bytes() for name in names] == [(second / name).read_bytes() for name in names]
+    for release, signer in ((first, "one"), (second, "two")):
+        manifest = signing.sign_release(tools, release, signers[signer])
+        assert sorted(path.name for path in release.iterdir()) == [
+            "image",
+            "manifest.json",
+            "manifest.json.sig",
+            "uki.efi",
+        ]
+        data = (release / "manifest.json").read_bytes()
+        assert parse_manifest(data) == manifest
+        keychain = Keychain.from_files({f"release-{signer}.der": signers[signer].certificate_der()}, "here")
+        assert verify_document(data, (release / "manifest.json.sig").read_bytes(), keychain=keychain).ok
+        assert len((release / "uki.efi").read_bytes()) == manifest.uki.size
+        (tmp_path / f"{signer}.pem").write_bytes(signers[signer].certificate_pem())
+        check: list[Argument] = ["sbverify", "--cert", tmp_path / f"{signer}.pem", release / "uki.efi"]
+        assert tools.run(check, ro_binds=[tmp_path], check=False).status == 0
+    assert (first / "uki.efi").read_bytes() != (second / "uki.efi").read_bytes()
+    for release in (first, second):
+        tools.run(["sbattach", "--remove", release / "uki.efi"], binds=[release])
+    assert (first / "uki.efi").read_bytes() == (second / "uki.efi").read_bytes()
+
+
+@pytest.mark.build
+def test_what_does_not_belong_together_is_not_signed(
+    tools: Tools, signers: dict[str, Signer], unsigned: Callable[[str], Path]
+) -> None:
+    release = unsigned("release")
+    good = {path.name: path.read_bytes() for path in release.iterdir() if path.is_file()}
+    manifest = parse_manifest(good[signing.UNSIGNED])
+
+    def faults(name: str, content: bytes) -> tuple[str, ...]:
+        (release / name).write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            signing.sign_release(tools, release, signers["one"])
+        (release / name).write_bytes(good[name])
+        assert not (release / "manifest.json").exists()
+        return tuple(caught.value.faults)
+
+    assert faults("image", good["image"] + b"x") == ("image: not the one that the manifest names",)
+    other = good[signing.UNSIGNED_UKI]
+    assert faults(signing.UNSIGNED_UKI, other[:-1] + b"y")[0].endswith("not the one that the manifest names")
+    for number in (manifest.number + 1, 1, 100):
+        assert "another number" in faults(signing.UNSIGNED, serialize_manifest(manifest._replace(number=number)))[0]
+    assert faults(signing.UNSIGNED, serialize_manifest(manifest._replace(image_digest="0" * 64)))
+    for name, said in (("foreign", "would refuse the release"), ("me", "has not the role")):
+        with pytest.raises(InputError, match=said):
+            signing.sign_release(tools, release, signers[name])
+    assert sorted(path.name for path in release.iterdir()) == sorted([*good, signing.KEYCHAIN])
+    # The control.
+    signing.sign_release(tools, release, signers["one"])
+
+
+@pytest.mark.build
+def test_an_interrupted_signing_is_done_again(
+    tools: Tools, signers: dict[str, Signer], unsigned: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = unsigned("release")
+    monkeypatch.setattr(signing, "_tidy", lambda _: None)
+    before = Signer.sign_document
+
+    def cut(self: Signer, data: bytes) -> bytes:
+        if data:
+            raise KeyboardInterrupt
+        return before(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Signer, "sign_document", cut)
+        with pytest.raises(KeyboardInterrupt):
+            signing.sign_release(tools, release, signers["one"])
+    assert (release / "uki.efi").exists()
+    assert not (release / "manifest.json").exists()
+    # Cut before the leftovers went: what is signed stays as it is.
+    manifest = signing.sign_release(tools, release, signers["one"])
+    monkeypatch.undo()
+    assert signing.sign_release(tools, release, signers["two"]) == manifest
+    assert not signing.is_unsigned(release)
+
+
+@pytest.mark.build
+def test_the_verb_finds_the_release(
+    unsigned: Callable[[str], Path], signers: dict[str, Signer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(tmp_path / "store")
+    release = store.releases / "server-1.0"
+    unsigned("made").rename(release)
+    create("three", "release", tmp_path, None)
+    with pytest.raises(InputError, match="is not signed"):
+        store.release("server-1.0")
+    words = ["sign", "server-1.0", "--store", str(store.root)]
+    # The wrong key, then the right one, whose certificate the release's keychain has.
+    assert main([*words, "--key", f"file:{tmp_path}/three.key"]) == 2
+    (release / signing.KEYCHAIN / "release-three.der").write_bytes((tmp_path / "three.der").read_bytes())
+    assert main([*words, "--key", f"file:{tmp_path}/three.key", "-o", "x"]) == 2
+    assert main([*words, "--key", f"file:{tmp_path}/three.key", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["schema"], shown["name"], shown["number"]) == ("freehold-sign-1", "server", 1000)
+    assert store.release("server-1.0") == release
+    assert main([*words, "--key", f"file:{tmp_path}/three.key"]) == 2
+    assert "signed already" in capsys.readouterr().err
+
+
+def test_an_unsigned_build_needs_certificates_only(tmp_path: Path, signers: dict[str, Signer]) -> None:
+    recipe = dataclasses.replace(load(RECIPE), keychain=(), revoked=())
+    directory = keys.KeyDirectory(tmp_path)
+    with pytest.raises(InputError, match="nothing could vouch"):
+        keys.with_keychain(recipe, directory, None)
+    (tmp_path / "owner.der").write_bytes(signers["me"].certificate_der())
+    with pytest.raises(InputError, match="nothing could vouch"):
+        keys.with_keychain(recipe, directory, None)
+    (tmp_path / "one.der").write_bytes(signers["one"].certificate_der())
+    without = keys.with_keychain(recipe, directory, None)
+    assert [one.filename for one in without.keychain] == ["owner-owner.der", "release-one.der"]
+    # What goes into the tree does not depend on who signs it later.
+    assert without == keys.with_keychain(recipe, directory, signers["one"])
+
+
+def test_options_that_contradict_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["build", str(RECIPE), "--store", str(tmp_path / "store")]
+    assert main([*words, "--unsigned", "--key", "file:x"]) == 2
+    assert "--unsigned uses no key" in capsys.readouterr().err
+    assert main([*words, "--number", "-1", "--keys", str(tmp_path)]) == 2
+    assert "is not a release number" in capsys.readouterr().err
+    with pytest.raises(InputError, match="not a release number"):
+        pipeline.build(
+            RECIPE, Store.open(tmp_path / "store"), keys.KeyDirectory(tmp_path), NullMonitor(), number=2**53 + 1
+        )
