@@ -420,9 +420,11 @@ def test_without_requests_an_update_is_the_release_itself(lab: DeriveLab, monkey
     assert loader.listing(lab.sysroot.esp)[0].id == new.id
 
 
-def test_a_strict_intent_uses_no_device_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strict_intent_uses_no_device_key(small: Sysroot, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("freehold.device.device_key")
-    module.open_signer = lambda: keys()["machine"]  # type: ignore[attr-defined]
+    module.Machine = lambda *parts: parts  # type: ignore[attr-defined]
+    module.open_signer = lambda *_: keys()["machine"]  # type: ignore[attr-defined]
+    monkeypatch.setattr("freehold.device.sysroot.Sysroot", lambda: small)
     monkeypatch.setitem(sys.modules, "freehold.device.device_key", module)
     assert request_verbs.device_signer(PLAIN)[0] is keys()["machine"]
     signer, why = request_verbs.device_signer(dataclasses.replace(PLAIN, strict=True))

@@ -71,6 +71,28 @@ def test_exchange_changes_what_it_should_and_nothing_else(line: bytes, release: 
     assert pe.parse(back).content(".linux") == pe.parse(UKI).content(".linux")
 
 
+@given(st.binary(max_size=9000), st.binary(max_size=9000))
+def test_profiles_stay_what_they_are(one: bytes, two: bytes) -> None:
+    parts = {"text": b"t", "osrel": b"o", "cmdline": b"a", "linux": b"l" * 5000, "initrd": b"i", "profile": b"p"}
+    whole = pe.parse(program(**parts, profile_=b"q", cmdline_=b"b"))
+    assert whole.contents(".cmdline") == [b"a", b"b"]
+    made = pe.parse(pe.exchange(whole, {".cmdline": [one, two]}))
+    assert [section.name for section in made.sections] == [section.name for section in whole.sections]
+    assert made.contents(".cmdline") == [one, two]
+    assert made.contents(".profile") == [b"p", b"q"]
+    assert all(a.address + a.size <= b.address for a, b in itertools.pairwise(made.sections))
+    assert made.sections[0].address == whole.sections[0].address
+    with pytest.raises(InputError):
+        pe.exchange(whole, {".cmdline": [one]})
+
+
+def test_what_is_not_found_by_name_does_not_move() -> None:
+    whole = pe.parse(program(cmdline=b"a", text=b"t"))
+    assert pe.exchange(whole, {".cmdline": [b"x" * 4096]})
+    with pytest.raises(InputError, match="move"):
+        pe.exchange(whole, {".cmdline": [b"x" * 4097]})
+
+
 def test_exchange_of_nothing_keeps_the_digest() -> None:
     same = pe.exchange(pe.parse(UKI), {".cmdline": [b"freehold.image=00 ro"]})
     assert pe.digest(pe.parse(same)) == pe.digest(pe.parse(UKI))

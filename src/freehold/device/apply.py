@@ -35,6 +35,8 @@ from freehold.update.manifest import Manifest
 #: Makes the tree's changes for requested packages: sysroot, base, the list, monitor → layer.
 PackageLayer = Callable[[Sysroot, Base, Requests, Monitor], Layer]
 Accept = Callable[[], None]
+#: Lets a deployment, named by its id, have the device key after its reboot.
+Allow = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -88,25 +90,25 @@ def _packages(sysroot: Sysroot, base: Base, wanted: Requests, monitor: Monitor) 
 
 def transact(
     sysroot: Sysroot, text: bytes, serial: int, signer: Signer | None, monitor: Monitor, *, accept: Accept | None = None,
-    signatures: Callable[[Unsigned], Signatures] | None = None, packages: PackageLayer | None = None,
+    signatures: Callable[[Unsigned], Signatures] | None = None, packages: PackageLayer | None = None, allow: Allow | None = None,
 ) -> Outcome:  # fmt: skip
     """Make the deployment that the list ``text`` asks for the next to boot.
 
-    ``accept`` is step 4. ``signatures`` gives those that came from elsewhere, else ``signer`` makes them; with neither,
-    :class:`UnsignableError` is raised before anything is derived. Other errors are those of :mod:`freehold.device.derive`.
+    ``accept`` is step 4, ``allow`` comes before it. ``signatures`` gives those that came from elsewhere, else ``signer``
+    makes them; with neither, :class:`UnsignableError` is raised before anything is derived. Other errors are those of :mod:`freehold.device.derive`.
     """
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
         entries = stage.ensure_esp(sysroot)
         base = bases.next_to_boot(sysroot, entries)
         return on_base(
-            sysroot, base, text, serial, signer, monitor, accept=accept, signatures=signatures, packages=packages
+            sysroot, base, text, serial, signer, monitor, accept=accept, signatures=signatures, packages=packages, allow=allow
         )
 
 
 def on_base(
     sysroot: Sysroot, base: Base, text: bytes, serial: int, signer: Signer | None, monitor: Monitor, *,
     accept: Accept | None = None, signatures: Callable[[Unsigned], Signatures] | None = None,
-    packages: PackageLayer | None = None,
+    packages: PackageLayer | None = None, allow: Allow | None = None,
 ) -> Outcome:  # fmt: skip
     """As :func:`transact`, on a release that was chosen; the caller holds the deployments' lock."""
     entries = stage.ensure_esp(sysroot)
@@ -132,6 +134,8 @@ def on_base(
         made = signatures(unsigned) if signatures is not None else derive.sign(unsigned, _needed(signer))
     manifest = derive.finish(sysroot, unsigned, made)
     _check_order(entries, manifest)
+    if allow is not None:
+        allow(manifest.id)
     done()
     with step(monitor, "staging"):
         stage.commit(sysroot, manifest)

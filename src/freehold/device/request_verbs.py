@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from freehold.errors import FreeholdError, InputError
 from freehold.report import Report
 
 if TYPE_CHECKING:
-    from freehold.device.apply import Outcome
+    from freehold.device.apply import Allow, Outcome
     from freehold.device.strict import Answer
     from freehold.device.sysroot import Sysroot
     from freehold.device.wanted import Wanted
@@ -140,20 +140,44 @@ def owner_signer(uri: str, monitor: Monitor) -> Signer:
 
 def device_signer(intent: Intent | None) -> tuple[Signer | None, str]:
     """The device's key, or ``None`` and why it is not used; ``intent`` is what it would carry out."""
-    import importlib
-
+    module = _device_key()
     if intent is not None and intent.strict:
         return None, "the intent is strict: the owner signs every deployment"
-
-    try:
-        module = importlib.import_module("freehold.device.device_key")
-    except ImportError:
+    if module is None:
         return None, "this version has no device key"
     try:
-        signer: Signer = module.open_signer()
+        signer: Signer = module.open_signer(*_this_machine(module))
     except FreeholdError as error:
         return None, error.message
+    except OSError as error:
+        return None, f"the device key cannot be read: {error.strerror}"
     return signer, ""
+
+
+def device_allow(identity: str) -> None:
+    """Let the staged deployment ``identity`` have the device key after its reboot (a TPM holds it for known boots only)."""
+    module = _device_key()
+    if module is not None:
+        module.allow(*_this_machine(module), identity)
+
+
+def _device_key() -> Any:  # noqa: ANN401 (a module that need not be there)
+    import importlib
+
+    try:
+        return importlib.import_module("freehold.device.device_key")
+    except ImportError:
+        return None
+
+
+def _this_machine(module: Any) -> tuple[object, object]:  # noqa: ANN401
+    from freehold.device import wanted
+    from freehold.device.sysroot import Sysroot
+    from freehold.keys.verify import Keychain
+
+    sysroot = Sysroot()
+    here = module.Machine(wanted.machine(sysroot), sysroot, Keychain.from_directory(sysroot.keychain))
+    return here, wanted.standing(sysroot)
 
 
 def _accept(sysroot: Sysroot, signed: bytes, text: bytes, owner: Signer | None, monitor: Monitor) -> Report:
@@ -164,7 +188,8 @@ def _accept(sysroot: Sysroot, signed: bytes, text: bytes, owner: Signer | None, 
     signer, why = device_signer(intent)
     try:
         outcome = apply.transact(
-            sysroot, text, intent.serial, signer or owner, monitor, accept=lambda: wanted.leave(sysroot, intent, signed)
+            sysroot, text, intent.serial, signer or owner, monitor, accept=lambda: wanted.leave(sysroot, intent, signed),
+            allow=device_allow if signer is not None else None,
         )
     except apply.UnsignableError as error:
         raise apply.UnsignableError(f"{error.message}: {why}", hint=error.hint) from None
@@ -230,16 +255,18 @@ def apply(options: argparse.Namespace, monitor: Monitor) -> Report:
             sysroot, current.text, current.serial, options.request, monitor, propose=False, release=options.release
         )
     signer, why = device_signer(current.intent)
-    if options.key is not None:
-        signer = signer or owner_signer(options.key, monitor)
+    allow = device_allow if signer is not None else None
     if signer is None:
         monitor.message(f"the device key is not used: {why}")
-    return _done(_transact(sysroot, current.text, current.serial, signer, options.release, monitor), current.text)
+        signer = owner_signer(options.key, monitor) if options.key is not None else None
+    outcome = _transact(sysroot, current.text, current.serial, signer, options.release, monitor, allow)
+    return _done(outcome, current.text)
 
 
 def _transact(
-    sysroot: Sysroot, text: bytes, serial: int, signer: Signer | None, release: str | None, monitor: Monitor
-) -> Outcome:
+    sysroot: Sysroot, text: bytes, serial: int, signer: Signer | None, release: str | None, monitor: Monitor,
+    allow: Allow | None,
+) -> Outcome:  # fmt: skip
     from freehold import atomic
     from freehold.device import apply, stage
     from freehold.device import base as bases
@@ -247,7 +274,7 @@ def _transact(
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
         entries = stage.ensure_esp(sysroot)
         base = bases.downloaded(sysroot, release) if release else bases.next_to_boot(sysroot, entries)
-        return apply.on_base(sysroot, base, text, serial, signer, monitor)
+        return apply.on_base(sysroot, base, text, serial, signer, monitor, allow=allow)
 
 
 def _answer(sysroot: Sysroot, path: Path, release: str | None, monitor: Monitor) -> Report:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from freehold import atomic
-from freehold.device import apply, loader, prune, stage, wanted
+from freehold.device import apply, loader, prune, request_verbs, stage, wanted
 from freehold.device import base as bases
 from freehold.device.base import Base
 from freehold.device.sysroot import Sysroot, UpdateConfig, record
@@ -31,9 +31,7 @@ Signers = Callable[["Intent | None"], "tuple[Signer | None, str]"]
 
 
 def _device_signer(intent: Intent | None) -> tuple[Signer | None, str]:
-    from freehold.device.request_verbs import device_signer
-
-    return device_signer(intent)
+    return request_verbs.device_signer(intent)
 
 
 @dataclass(frozen=True)
@@ -130,9 +128,10 @@ def reapply(sysroot: Sysroot, base: Base, asked: Wanted, signer: Signers, monito
     ran before goes on.
     """
     key, why = signer(asked.intent)
+    allow = request_verbs.device_allow if key is not None else None
     version = base.manifest.version
     try:
-        return apply.on_base(sysroot, base, asked.text, asked.serial, key, monitor).manifest
+        return apply.on_base(sysroot, base, asked.text, asked.serial, key, monitor, allow=allow).manifest
     except apply.UnsignableError:
         record(sysroot, "held", id=base.manifest.id, version=version, reason=why)
         raise FreeholdError(
