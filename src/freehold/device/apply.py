@@ -95,7 +95,8 @@ def transact(
     """Make the deployment that the list ``text`` asks for the next to boot.
 
     ``accept`` is step 4, ``allow`` comes before it. ``signatures`` gives those that came from elsewhere, else ``signer``
-    makes them; with neither, :class:`UnsignableError` is raised before anything is derived. Other errors are those of :mod:`freehold.device.derive`.
+    makes them; with neither, :class:`UnsignableError` is raised before anything is derived. Other errors are those of
+    :mod:`freehold.device.derive`.
     """
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
         entries = stage.ensure_esp(sysroot)
