@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -22,7 +23,7 @@ from freehold.lock.requests import File, Package, Requests
 from freehold.monitor import NullMonitor
 from freehold.seal import accounts, dpkg, erofs, ids
 from freehold.seal.headerball import Entry
-from freehold.update.manifest import parse_manifest
+from freehold.update.manifest import canonical, parse_manifest
 
 MONITOR = NullMonitor()
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes devices and mounts")
@@ -123,10 +124,12 @@ def machine(tmp_path: Path) -> Sysroot:
     for name in ("config", ".lock"):
         path = root / "repo" / name
         if path.exists():
-            data = path.read_bytes()
+            kept = path.read_bytes()
             path.unlink()
-            path.write_bytes(data)
-    manifest = parse_manifest((release / "manifest.json").read_bytes())
+            path.write_bytes(kept)
+    # Signed anew below; a store of an earlier version may have no number.
+    data = canonical({"number": 0, **json.loads((release / "manifest.json").read_bytes())})
+    manifest = parse_manifest(data)
     prefix = [str(part) for part in tools.argv([], binds=[tmp_path])]
     sysroot = Sysroot(
         root=root, esp=tmp_path / "esp", system=tmp_path / "system", ostree=(*prefix, "ostree"), mkfs=(*prefix, "mkfs.erofs"),
@@ -139,7 +142,6 @@ def machine(tmp_path: Path) -> Sysroot:
     (sysroot.keychain / "owner-me.der").write_bytes(keys()["me"].certificate_der())
     directory = sysroot.deployments / manifest.id
     directory.mkdir()
-    data = (release / "manifest.json").read_bytes()
     (directory / "manifest.json").write_bytes(data)
     (directory / "manifest.json.sig").write_bytes(keys()["vendor"].sign_document(data))
     shutil.copyfile(release / "image", sysroot.images / manifest.image_digest)
