@@ -7,8 +7,10 @@
 
 #define DIGEST_HEX 64
 
-/* Where things are mounted while the early step runs. */
+/* Where things are mounted while the early step runs. Tests build with a disk of their own. */
+#ifndef DISK
 #define DISK "/disk"
+#endif
 #define IMAGE "/image"
 #define CONFIG "/config"
 #define NEWROOT "/newroot"

@@ -30,6 +30,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "device_key.h"
 #include "disk.h"
 #include "../bpf/guard.h"
 #include "fallback.h"
@@ -37,6 +38,7 @@
 #include "floor.h"
 #include "guard.h"
 #include "keyring.h"
+#include "measure.h"
 #include "modules.h"
 #include "notice.h"
 #include "owner.h"
@@ -293,6 +295,12 @@ int main(void)
 			die("the command line is not the signed one, and the owner asked for the lock");
 		say("the command line is not the signed one");
 	}
+	/* Before anything of the disk runs, and on every boot. */
+	bool device_key = !rescue && valid && owner.intent.lock == INTENT_LOCKED && !owner.intent.strict;
+	measure_intent(device_key);
+	/* An intent that is not believed may be a damaged file, and rescue is locked: then the key stays, and is not used. */
+	if (!rescue && !device_key && owner.standing != STANDING_INVALID)
+		device_key_forget();
 	bool config = false;
 	if (!rescue && valid && owner.intent.config[0]) {
 		error = mount_verified_image(OWNER "/config", owner.intent.config, CONFIG);

@@ -61,7 +61,7 @@ def keys() -> dict[str, Signer]:
             create(name, role, directory, None)  # type: ignore[arg-type]
         made = {name: load_signer(f"file:{directory}/{name}.key", lambda _: b"") for name in ("vendor", "me", "stranger")}
         for name, authority in (("machine", "me"), ("foreign", "stranger")):
-            issue(name, "device", directory, None, made[authority])
+            issue(name, "device", directory, None, made[authority], machine=MACHINE)
             made[name] = load_signer(f"file:{directory}/{name}.key", lambda _: b"")
         return made
     finally:

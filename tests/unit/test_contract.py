@@ -24,7 +24,8 @@ PURE = (
     "attest.userlog", "attest.verdict", "attest.wire",
     "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "device.trust", "device.verify_esp", "device.verify_findings", "device.verify_image",
-    "device.verify_keys", "device.verify_machine", "device.verify_pe", "keys.efi", "keys.formats", "keys.verify",
+    "device.verify_keys", "device.verify_machine", "device.verify_pe",
+    "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.verify",
     "lock.intent", "lock.machine", "lock.requests", "rescue.wish", "seal.authenticode", "seal.cpio", "seal.dpkg", "seal.erofs",
     "seal.headerball", "seal.ids", "seal.pe", "seal.varmap", "update.manifest", "vm.machine", "vm.keyboard",
 )  # fmt: skip

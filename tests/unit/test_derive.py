@@ -49,9 +49,7 @@ def test_kernel_arguments_from_end_to_end(lab: DeriveLab) -> None:
     uki, old = pe.parse(lab.uki(made)), pe.parse(base_uki)
     names = f"freehold.image={made.image_digest} freehold.release=1000"
     lines = [one.decode() for one in uki.contents(".cmdline")]
-    # The rescue entry keeps the release's own arguments.
-    assert lines == [f"{names} ro console=ttyS0 panic=5 loglevel=7",
-                     f"{names} ro quiet console=ttyS0 panic=5 freehold.rescue systemd.unit=freehold-rescue.target"]  # fmt: skip
+    assert lines == [f"{names} ro console=ttyS0 panic=5 loglevel=7"]
     # What the early step compares with lies behind the release's initrd, where it replaces the release's lines.
     first = old.content(".initrd")
     sealed = cpio.archive({"cmdline": cpio.Member(cpio.REGULAR, "".join(f"{one}\n" for one in lines).encode())})

@@ -88,6 +88,7 @@ VERBS = (
         "freehold lock --audit --key file:/media/stick/owner.key",
         "freehold lock --request lock.request     (then, where the owner's key is:) freehold sign lock.request",
         "freehold lock --answer lock.request.signed",
+        "freehold lock --strict --key file:/media/stick/owner.key     (no device key: the owner signs each change)",
     )),
     Verb("unlock", LOCK, "with the owner's key: open at the next boot", (
         "freehold unlock --key file:/media/stick/owner.key",
@@ -99,6 +100,12 @@ VERBS = (
         "freehold floor --lower 1790000000 --request floor.request",
         "freehold floor --answer floor.request.signed",
     )),
+    Verb("device-key", "freehold.device.device_key_verbs", "the key by which this machine signs what its owner asked for", (
+        "freehold device-key show --json",
+        "freehold device-key renew --request renew.request     (then, where the owner's key is:) freehold sign renew.request",
+        "freehold device-key renew --answer renew.request.signed",
+        "freehold device-key destroy --dry-run",
+    ), group=True),
     Verb("sign", LOCK, "answer a machine's request, or sign a release that was built unsigned", (
         "freehold sign lock.request --key file:owner.key",
         "freehold sign server-1.2 --key 'pkcs11:token=HSM;object=release;certificate=release.crt'",

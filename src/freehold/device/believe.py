@@ -24,9 +24,10 @@ class Believed(NamedTuple):
     signer: str
 
 
-def manifest(data: bytes, signature: bytes, keychain: Keychain, where: str) -> Believed:
-    """The manifest ``data``. Raises :class:`VerificationError` unless who signed it may say what it says.
+def manifest(data: bytes, signature: bytes, keychain: Keychain, machine: str | None, where: str) -> Believed:
+    """The manifest ``data`` on the machine ``machine`` (its id).
 
+    Raises :class:`VerificationError` unless who signed it may say what it says, and
     :class:`freehold.errors.InputError` for one that is signed, but not valid.
     """
     verdict = verify_document(data, signature, keychain=keychain)
@@ -37,7 +38,7 @@ def manifest(data: bytes, signature: bytes, keychain: Keychain, where: str) -> B
         return Believed(found, verdict.key)
     reasons = [verdict.reason]
     for role in OWN_ROLES:
-        verdict = verify_document(data, signature, keychain=keychain, role=role)
+        verdict = verify_document(data, signature, keychain=keychain, role=role, machine=machine)
         if not verdict.ok:
             reasons.append(verdict.reason)
             continue

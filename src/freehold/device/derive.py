@@ -31,7 +31,7 @@ from freehold import atomic
 from freehold.device import base as bases
 from freehold.device import content, loader, prune
 from freehold.device.base import Base
-from freehold.device.sysroot import Sysroot, image_of
+from freehold.device.sysroot import Sysroot, image_of, read_text
 from freehold.errors import FreeholdError, InputError
 from freehold.keys import verity
 from freehold.keys.x509 import Signer
@@ -233,7 +233,8 @@ def finish(sysroot: Sysroot, unsigned: Unsigned, signatures: Signatures) -> Mani
     manifest = completed(unsigned.manifest, uki)
     data = serialize_manifest(manifest)
     keychain = Keychain.from_directory(sysroot.keychain)
-    believed = believe.manifest(data, signatures.manifest, keychain, "the new deployment")
+    machine = read_text(sysroot.root / "owner/id", 64).strip() or None
+    believed = believe.manifest(data, signatures.manifest, keychain, machine, "the new deployment")
     content.reference(sysroot, manifest.id, manifest.commit)
     directory = sysroot.deployments / manifest.id
     directory.mkdir(parents=True, exist_ok=True)

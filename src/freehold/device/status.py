@@ -8,6 +8,7 @@ The JSON form is ``freehold-status-1`` (docs/device.md). It starts at most one p
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 
 from freehold.device import loader
@@ -43,7 +44,7 @@ def entries_of(sysroot: Sysroot) -> list[loader.Entry]:
 
 
 def keychain_of(sysroot: Sysroot) -> list[dict[str, object]]:
-    """Name, role and SHA-256 of each sealed certificate, and whether the release revokes it."""
+    """Name, role and SHA-256 of each sealed certificate, and whether the release revokes it; last the device's own."""
     try:
         names = sorted(path.name for path in sysroot.keychain.iterdir() if path.suffix == ".der")
         listed = read_text(sysroot.keychain / "revoked", _REVOKED_LIMIT).splitlines()
@@ -59,7 +60,26 @@ def keychain_of(sysroot: Sysroot) -> list[dict[str, object]]:
         role, _, label = name.removesuffix(".der").partition("-")
         digest = hashlib.sha256(data).hexdigest()
         result.append({"name": label, "role": role, "sha256": digest, "revoked": digest in refused})
-    return result
+    return result + device_key_of(sysroot, refused)
+
+
+def device_key_of(sysroot: Sysroot, revoked: set[str]) -> list[dict[str, object]]:
+    """This machine's own certificate as a row of the keychain, with who keeps its key and until when it is valid; or nothing."""
+    path = sysroot.root / "owner/device.facts"
+    if not os.path.lexists(path):
+        return []
+    from freehold.keys.device import MAX_TEXT, read_facts
+
+    try:
+        known = read_facts(read_bytes(path, MAX_TEXT))
+    except (OSError, FreeholdError, ValueError):
+        return []
+    return [
+        {
+            "name": "this machine", "role": "device", "sha256": known.sha256, "revoked": known.sha256 in revoked,
+            "keeper": known.keeper, "not_after": known.not_after,
+        }
+    ]  # fmt: skip
 
 
 def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
@@ -203,7 +223,12 @@ def text(data: dict[str, object]) -> str:
     secure = "on" if lock.get("secure_boot") else NOT_VERIFIED if data["booted"] else "off"
     since = f" since {when(lock.get('since'))}" if isinstance(lock.get("since"), int) else ""
     keys = [key for key in _list(lock.get("keychain")) if isinstance(key, dict) and not key["revoked"]]
-    lines.append(f"Lock: {lock.get('state')}{since}; Secure Boot {secure}; {len(keys)} keys")
+    own = next((key for key in keys if key["role"] == "device"), None)
+    device = ""
+    if own is not None:
+        kept = "sealed by the TPM" if own["keeper"] == "tpm2" else "in a file"
+        device = f"; device key {kept}, until {when(own['not_after'])[:10]}"
+    lines.append(f"Lock: {lock.get('state')}{since}; Secure Boot {secure}; {len(keys) - bool(own)} keys{device}")
     stream = update.get("stream")
     checked = update.get("last_check")
     known = f", last check {when(checked)}" if isinstance(checked, int) else ", never checked"

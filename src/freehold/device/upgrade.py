@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from freehold.lock.intent import Intent
 
 SCHEMA = "freehold-upgrade-1"
+#: The one way to a process that may read the device key.
+UPDATER = "/usr/lib/freehold/updater"
 
 
 #: Opens the key that signs what this machine derives; ``None`` and the reason when it has none.
@@ -113,6 +115,8 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
                 raise
             data["requests"] = list(asked.list.lines)
         else:
+            # Before the commit point: what boots next can then have the device key at once.
+            data["device_key"] = _allow_device_key(sysroot, offered.id, monitor)
             stage.commit(sysroot, offered)
         stage.remember(sysroot, config, None)
     data["staged"] = True
@@ -145,6 +149,25 @@ def reapply(sysroot: Sysroot, base: Base, asked: Wanted, signer: Signers, monito
             hint="change the requests (freehold requests lists them), then freehold upgrade",
             details=error.diagnostics(),
         ) from None
+
+
+def _allow_device_key(sysroot: Sysroot, deployment: str, monitor: Monitor) -> bool:
+    """Let the staged deployment have the device key, where there is one. That it cannot does not keep a machine from updating."""
+    from freehold.device.device_key import Places, facts
+    from freehold.run import run
+
+    if facts(Places(sysroot.root / "owner", sysroot.state)) is None:
+        return False
+    # This process may be steered by whoever started it; the guard lets only the updater's read the key.
+    try:
+        done = run([UPDATER, "allow", deployment], check=False, timeout=300)
+    except FreeholdError as error:
+        monitor.message(f"the device key will not be there after the reboot: {error.message}")
+        return False
+    if done.status != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        monitor.message(f"the device key will not be there after the reboot: {said[-1][:300]}")
+    return done.status == 0
 
 
 def rollback(sysroot: Sysroot, monitor: Monitor, *, reboot: bool = False) -> Report:

@@ -143,8 +143,10 @@ def boot_floor() -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def propose(lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None) -> Intent:
-    """The intent that would follow the newest believed one; its requests and its strictness stay.
+def propose(
+    lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None, strict: bool = False
+) -> Intent:
+    """The intent that would follow the newest believed one, whose requests stay; ``strict``: no device key.
 
     Without ``wanted_floor`` the rollback floor stays what it is, but the owner signs it anew.
     """
@@ -155,8 +157,8 @@ def propose(lock: Literal["open", "audit", "locked"], config: str | None, *, wan
     current, _ = waiting()
     return Intent(
         machine=machine_id(), serial=next_serial(), lock=lock, since=int(time.time()), config=config,
-        floor=kept if wanted_floor is None else wanted_floor, requests=current.requests if current else None,
-        strict=current.strict if current else False,
+        floor=kept if wanted_floor is None else wanted_floor, strict=strict,
+        requests=current.requests if current else None,
     )  # fmt: skip
 
 

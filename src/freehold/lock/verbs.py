@@ -7,10 +7,12 @@ import argparse
 import getpass
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from freehold import atomic
+from freehold.device import device_key_verbs
 from freehold.errors import FreeholdError, InputError
+from freehold.keys import device
 from freehold.keys.x509 import Signer, load_signer
 from freehold.lock import actions, guard, intent, requests
 from freehold.lock.intent import Intent
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from freehold.device.strict import Ask
 
 SUFFIX = ".signed"
+#: What a lock request with a device key asks of the owner beyond the intent.
+DEVICE_KEY = (
+    "it also asks for a certificate for its device key, which signs what follows from your list of requests and new releases, "
+    "for this machine alone (--no-device-key: you sign each change yourself)"
+)
 
 
 def _credential(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +39,7 @@ def _credential(parser: argparse.ArgumentParser) -> None:
 
 
 def owner_signer(uri: str, monitor: Monitor) -> Signer:
-    """The owner's key; :class:`InputError` when it has another role."""
+    """The owner's key that ``uri`` names; :class:`InputError` for a key of another role."""
     from freehold.build import tokens
 
     signer = load_signer(uri, lambda prompt: getpass.getpass(prompt).encode(), tokens.schemes(monitor))
@@ -41,7 +48,8 @@ def owner_signer(uri: str, monitor: Monitor) -> Signer:
     return signer
 
 
-def _read(path: Path, limit: int = intent.MAX_SIGNED_BYTES) -> bytes:
+def read_limited(path: Path, limit: int = intent.MAX_SIGNED_BYTES + device.MAX_TEXT) -> bytes:
+    """A request or an answer; :class:`InputError` for a file that cannot be read or is larger than these get."""
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
@@ -52,8 +60,8 @@ def _read(path: Path, limit: int = intent.MAX_SIGNED_BYTES) -> bytes:
     return data
 
 
-def _request(path: Path, wanted: Intent, verb: str) -> Report:
-    atomic.write(path, intent.serialize(wanted))
+def _request(path: Path, wanted: Intent, verb: str, device_request: bytes | None = None) -> Report:
+    atomic.write(path, device.attach(intent.serialize(wanted), device.REQUEST_LINE, device_request))
     text = (
         f"{path}: a request, to be signed with the owner's key\n"
         f"Next: freehold sign {path.name} --key file:owner.key     (where the key is)\n"
@@ -65,6 +73,7 @@ def _request(path: Path, wanted: Intent, verb: str) -> Report:
 def lock_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``freehold lock``."""
     parser.add_argument("--audit", action="store_true", help="refuse nothing, record what the lock would refuse")
+    parser.add_argument("--strict", action="store_true", help="no device key: the owner signs every change of the system")
     parser.add_argument("-n", "--dry-run", action="store_true", help="show what would be committed and what stands in the way")
     parser.add_argument(
         "--floor", type=int, metavar="N",
@@ -81,12 +90,15 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         raise FreeholdError("this machine is locked already", hint="`freehold status` shows since when")
     if options.dry_run:
         return _preview()
+    if options.strict and (options.audit or options.answer is not None):
+        raise InputError("--strict is for locking, and part of the request: the answer says it")
+    certificate = None
     if options.floor is not None:
         _check_floor(options)
     # First of all: nobody has to sign anything for a machine that cannot be locked.
     guard.load()
     if options.answer is not None:
-        signed = _read(options.answer)
+        signed, certificate = device.detach(read_limited(options.answer), device.CERTIFICATE_LINE)
         wanted = actions.check_answer(signed)
         if wanted.lock == "open":
             raise InputError("the answer says open, not locked", hint="use it with `freehold unlock --answer`")
@@ -103,11 +115,17 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
             monitor.message(f"not kept: {line}")
         # Auditing refuses nothing, and so has no reason to bind the owner to this release.
         floor = actions.running_release() if options.floor is None and not options.audit else options.floor
-        wanted = actions.propose("audit" if options.audit else "locked", captured.config, wanted_floor=floor)
+        state: Literal["audit", "locked"] = "audit" if options.audit else "locked"
+        wanted = actions.propose(state, captured.config, wanted_floor=floor, strict=options.strict)
+        asked = device_key_verbs.ask_for(wanted, device_key_verbs.this_machine(), monitor)
         if signer is None:
-            return _request(options.request, wanted, "lock")
+            return _request(options.request, wanted, "lock", asked)
         signed = intent.sign(wanted, signer.sign)
         actions.check_answer(signed)
+        if asked is not None:
+            certificate = _certified(asked, wanted, signer, monitor)
+    # Before the latch: after it nobody writes the owner's directory.
+    kept = device_key_verbs.keep(wanted, certificate, device_key_verbs.this_machine(), monitor)
     with step(monitor, "lock" if wanted.lock == "locked" else "audit"):
         actions.enter(wanted, signed)
     text = {
@@ -115,7 +133,23 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         "Next: freehold unlock (with the owner's key) is the way back; freehold denials shows what is refused.",
         "audit": "Auditing. Nothing is refused; freehold denials shows what the lock would refuse.\nNext: freehold lock",
     }[wanted.lock]
-    return Report({"schema": "freehold-lock-1", "state": wanted.lock, "serial": wanted.serial, "wanted": wanted_lock}, text)
+    if kept is not None and kept.keeper == "tpm2":
+        text += "\nThe device key is sealed by the TPM for boots that begin locked: it is there from the next boot on."
+    shown = {"keeper": kept.keeper, "sha256": kept.sha256, "not_after": kept.not_after} if kept else None
+    data: dict[str, object] = {
+        "schema": "freehold-lock-1", "state": wanted.lock, "serial": wanted.serial, "wanted": wanted_lock,
+        "strict": wanted.strict, "device_key": shown,
+    }  # fmt: skip
+    return Report(data, text)
+
+
+def _certified(asked: bytes, wanted: Intent, signer: Signer, monitor: Monitor) -> bytes | None:
+    """The device certificate by the owner's key at hand; an owner may lock also when it can no longer issue (its dates)."""
+    try:
+        return device_key_verbs.certify(asked, wanted, signer, None)
+    except InputError as error:
+        monitor.message(f"no device key: {error.message}")
+        return None
 
 
 def _check_floor(options: argparse.Namespace) -> None:
@@ -151,7 +185,7 @@ def unlock(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Open this machine at its next boot. Nothing is lost."""
     current = actions.standing()
     if options.answer is not None:
-        signed = _read(options.answer)
+        signed = read_limited(options.answer)
         wanted = actions.check_answer(signed)
         if wanted.lock != "open":
             raise InputError(f"the answer says {wanted.lock}, not open", hint="use it with `freehold lock --answer`")
@@ -183,7 +217,7 @@ def floor_arguments(parser: argparse.ArgumentParser) -> None:
 def floor(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Show the rollback floor, or lower it at the next boot."""
     if options.answer is not None:
-        signed = _read(options.answer)
+        signed = read_limited(options.answer)
         wanted = actions.check_answer(signed)
         if options.lower is not None or wanted.floor is None:
             raise InputError("the answer names no floor, or two", hint="`freehold floor --lower N --request FILE` asks for one")
@@ -234,6 +268,8 @@ def sign_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", required=True, metavar="URI", help="the owner's or the release key: file:, pkcs11: or tpm2:")
     parser.add_argument("--store", type=Path, metavar="DIR", help="where a release that is given by its name is kept")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"the answer (default: REQUEST{SUFFIX})")
+    parser.add_argument("--no-device-key", action="store_true", help="sign the intent, certify no device key")
+    parser.add_argument("--days", type=int, metavar="N", help="how long a device certificate is valid (default 730)")
 
 
 def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
@@ -247,25 +283,42 @@ def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
         return builder.sign_release(release, options.key, monitor)
     from freehold.device import strict
 
-    data = _read(options.request, strict.MAX_BYTES)
-    if data.startswith(strict.MAGIC):
-        return _sign_deployment(strict.unpack(data), options, monitor)
-    text, listed = requests.split(data)
+    request = read_limited(options.request, strict.MAX_BYTES)
+    if request.startswith(strict.MAGIC):
+        return _sign_deployment(strict.unpack(request), options, monitor)
+    output = options.output or options.request.with_name(options.request.name + SUFFIX)
+    if device.is_request(request):
+        return _sign_renewal(request, output, options, monitor)
+    request, listed = requests.split(request)
+    text, asked = device.detach(request, device.REQUEST_LINE)
     wanted = intent.parse(text)
     if listed is not None and requests.name_of(listed) != wanted.requests:
         raise InputError(f"{options.request}: its list of requests is not the one that its intent names")
     print("\n".join([describe(wanted), *_listed(listed)]), file=sys.stderr)
-    answer = intent.sign(wanted, owner_signer(options.key, monitor).sign)
-    output = options.output or options.request.with_name(options.request.name + SUFFIX)
-    atomic.write(output, answer)
+    if asked is not None and not options.no_device_key:
+        print(DEVICE_KEY, file=sys.stderr)
+    signer = owner_signer(options.key, monitor)
+    certificate = None
+    if asked is not None and not options.no_device_key:
+        certificate = device_key_verbs.certify(asked, wanted, signer, options.days)
+    atomic.write(output, device.attach(intent.sign(wanted, signer.sign), device.CERTIFICATE_LINE, certificate))
     # A request to lower the floor of a locked machine says "locked" as well.
     verb = "apply" if listed is not None else "unlock" if wanted.lock == "open" else "lock"
     plain = wanted.lock == "locked" and listed is None
     other = f"\n      or, if that asked:  freehold floor --answer {output.name}" if plain else ""
-    return Report(
-        {"schema": "freehold-sign-1", "answer": str(output), "machine": wanted.machine, "serial": wanted.serial},
-        f"{output}: signed\nNext, on the machine: freehold {verb} --answer {output.name}{other}",
-    )
+    data = {
+        "schema": "freehold-sign-1", "answer": str(output), "machine": wanted.machine, "serial": wanted.serial,
+        "device_key": certificate is not None,
+    }  # fmt: skip
+    return Report(data, f"{output}: signed\nNext, on the machine: freehold {verb} --answer {output.name}{other}")
+
+
+def _sign_renewal(request: bytes, output: Path, options: argparse.Namespace, monitor: Monitor) -> Report:
+    machine, certificate = device_key_verbs.recertify(request, owner_signer(options.key, monitor), options.days)
+    print(f"machine {machine} shall have a new certificate for its device key", file=sys.stderr)
+    atomic.write(output, device.write_answer(certificate))
+    data = {"schema": "freehold-sign-1", "answer": str(output), "machine": machine, "serial": None, "device_key": True}
+    return Report(data, f"{output}: signed\nNext, on the machine: freehold device-key renew --answer {output.name}")
 
 
 def _listed(listed: bytes | None) -> list[str]:
@@ -312,7 +365,8 @@ def describe(wanted: Intent) -> str:
     config = f"with the /etc image {wanted.config[:16]}" if wanted.config else "with the factory /etc"
     asked = f", with the requests {wanted.requests[:16]}" if wanted.requests else ""
     floor = "" if wanted.floor is None else f", booting no release below number {wanted.floor} while locked"
-    return f"machine {wanted.machine} shall {what}, {config}{floor}{asked} (intent number {wanted.serial})"
+    strict = ", without a device key" if wanted.strict else ""
+    return f"machine {wanted.machine} shall {what}{strict}, {config}{floor}{asked} (intent number {wanted.serial})"
 
 
 def denials_arguments(parser: argparse.ArgumentParser) -> None:
