@@ -147,7 +147,7 @@ def test_a_device_certificate_counts_on_its_machine_only(keys: Path, certificate
     good = verify_document(b"text", document, keychain=keychain(keys), role="device", machine=ID)
     assert (good.ok, good.reason) == (True, f"signed by {ID} (device), issued by me (owner)")
     for role, machine, said in (("device", OTHER, "another machine"), ("device", None, "another machine"),
-                                ("release", ID, "not of role release"), ("owner", ID, "no certificate of role owner")):  # fmt: skip
+                                ("release", ID, "not of role release"), ("owner", ID, "no certificate of role")):  # fmt: skip
         bad = verify_document(b"text", document, keychain=keychain(keys), role=role, machine=machine)  # type: ignore[arg-type]
         assert not bad.ok
         assert said in bad.reason
