@@ -37,6 +37,7 @@ from freehold.lock import intent as intents
 from freehold.lock import verbs as lock_verbs
 from freehold.lock.intent import Intent
 from freehold.monitor import NullMonitor
+from freehold.update.manifest import Derived, serialize_manifest
 
 blobs = st.binary(min_size=1, max_size=600)
 states = st.lists(st.binary(min_size=32, max_size=32).map(bytes.hex), max_size=device.MAX_STATES).map(tuple)
@@ -146,7 +147,7 @@ def test_a_device_certificate_counts_on_its_machine_only(keys: Path, certificate
     good = verify_document(b"text", document, keychain=keychain(keys), role="device", machine=ID)
     assert (good.ok, good.reason) == (True, f"signed by {ID} (device), issued by me (owner)")
     for role, machine, said in (("device", OTHER, "another machine"), ("device", None, "another machine"),
-                                ("release", ID, "not of role release"), ("owner", ID, "not of role owner")):  # fmt: skip
+                                ("release", ID, "not of role release"), ("owner", ID, "no certificate of role")):  # fmt: skip
         bad = verify_document(b"text", document, keychain=keychain(keys), role=role, machine=machine)  # type: ignore[arg-type]
         assert not bad.ok
         assert said in bad.reason
@@ -414,7 +415,11 @@ def test_the_running_deployment_may_be_this_machines_own(bench: Bench) -> None:
     sysroot = bench.lab.sysroot
     (sysroot.keychain / "owner-real.der").write_bytes(signer(bench.keys).certificate_der())
     directory = sysroot.deployments / bench.lab.running.id
-    (directory / "manifest.json.sig").write_bytes(opened.sign_document((directory / "manifest.json").read_bytes()))
+    # A device signs what it derived, never a release.
+    own = bench.lab.running._replace(derived=Derived("ab" * 32, "cd" * 32, "1.0", "ef" * 32))
+    data = serialize_manifest(own)
+    (directory / "manifest.json").write_bytes(data)
+    (directory / "manifest.json.sig").write_bytes(opened.sign_document(data))
     for identity, good in ((ID, True), (OTHER, False), (None, False)):
         path = sysroot.root / "owner/id"
         path.unlink(missing_ok=True)

@@ -92,7 +92,7 @@ def check(release: Path) -> Manifest:
     normal = lines[UNSIGNED_UKI]
     if not normal.startswith(f"{uki.names(manifest.image_digest, manifest.number)} "):
         faults.append(f"{UNSIGNED_UKI}: its command line names another image, or another number")
-    if rescue_entry.WORDS[0] in normal.split():
+    if rescue_entry.is_rescue(normal):
         faults.append(f"{UNSIGNED_UKI}: it is a rescue image")
     if lines[UNSIGNED_RESCUE] != rescue_entry.line(normal):
         faults.append(f"{UNSIGNED_RESCUE}: its command line is not that of the rescue image beside {UNSIGNED_UKI}")

@@ -22,6 +22,7 @@ class Verb(NamedTuple):
 BUILD = "freehold.build.verbs"
 DEVICE = "freehold.device.verbs"
 LOCK = "freehold.lock.verbs"
+REQUESTS = "freehold.device.request_verbs"
 SERVER = "freehold.server.verbs"
 
 VERBS = (
@@ -64,6 +65,25 @@ VERBS = (
         "freehold verify", "freehold verify --quick --json", "freehold verify --jobs 4",
     )),
     Verb("history", DEVICE, "what was done to this machine, and when", ("freehold history",)),
+    Verb("kargs", REQUESTS, "show or change the kernel's arguments", (
+        "freehold kargs",
+        "freehold kargs --append mitigations=auto,nosmt --dry-run",
+        "freehold kargs --append loglevel=7 --delete quiet --key file:/media/stick/owner.key",
+        "freehold kargs --replace console=ttyS1 --request kargs.request     (then: freehold sign kargs.request)",
+    )),
+    Verb("install", REQUESTS, "add packages to this and every later release", (
+        "freehold install fish --key file:/media/stick/owner.key",
+        "freehold install fish=4.0.2-1 ./tool_1.2_amd64.deb --request install.request",
+    )),
+    Verb("uninstall", REQUESTS, "take requested packages out again", (
+        "freehold uninstall fish --key file:/media/stick/owner.key",
+    )),
+    Verb("requests", REQUESTS, "what the owner asked this machine to add", ("freehold requests --json",)),
+    Verb("apply", REQUESTS, "make the deployment that the requests ask for", (
+        "freehold apply",
+        "freehold apply --answer install.request.signed",
+        "freehold apply --release 2.1 --request apply.request     (an update that waits for the owner's signature)",
+    )),
     Verb("lock", LOCK, "let no further unsigned privileged code run", (
         "freehold lock --audit --key file:/media/stick/owner.key",
         "freehold lock --request lock.request     (then, where the owner's key is:) freehold sign lock.request",

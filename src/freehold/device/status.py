@@ -134,6 +134,8 @@ def refusals_of(sysroot: Sysroot) -> list[str]:
 
 def _row(deployment: Deployment, booted: str, entry: loader.Entry | None, staged: bool) -> dict[str, object]:
     manifest = deployment.manifest
+    derived = manifest.derived
+    words = [line.split(" ") for line in derived.lines] if derived else []
     return {
         "id": deployment.id,
         "version": manifest.version,
@@ -144,9 +146,10 @@ def _row(deployment: Deployment, booted: str, entry: loader.Entry | None, staged
         "staged": staged,
         "pinned": deployment.pinned,
         "health": entry.state if entry is not None else "unknown",
-        "base_version": manifest.version,
-        "packages": [],
+        "base_version": derived.version if derived else manifest.version,
+        "packages": [line[-1] for line in words if line[0] in ("package", "file")],
         "overrides": [],
+        "kargs": [line[1:] for line in words if line[0] == "karg"],
         "signer": deployment.signer or None,
     }
 
@@ -167,6 +170,9 @@ def gather(sysroot: Sysroot) -> dict[str, object]:
         if deployment.id in states or deployment.id == booted or not entries
     ]
     lock, messages = lock_of(sysroot)
+    held = read_json(sysroot.state / "update.json").get("held")
+    if isinstance(held, str) and held:
+        messages.append(f"update: {held[:500]}")
     return {
         "schema": SCHEMA,
         "booted": booted or None,
@@ -207,6 +213,9 @@ def text(data: dict[str, object]) -> str:
         words = [word for word in ("booted", "staged", "pinned") if row[word]]
         if row["health"] not in ("good", "unknown"):
             words.append(str(row["health"]))
+        if row["base_version"] != row["version"]:
+            added = f"{len(_list(row['packages']))} packages, {len(_list(row['kargs']))} kernel arguments"
+            words.append(f"{row['base_version']} with {added} of yours")
         signer = f"  signed by {row['signer']}" if row["signer"] else ""
         lines.append(f"{mark} {row['version']}  {row['id']}  {', '.join(words)}{signer}".rstrip())
     if not data["booted"]:

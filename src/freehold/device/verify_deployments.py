@@ -59,7 +59,7 @@ class Sealed(NamedTuple):
 
     def of(self, running: str) -> str | None:
         """The one that belongs to a kernel that was started with ``running``."""
-        return self.rescue if rescue_entry.WORDS[0] in running.split() else self.normal
+        return self.rescue if rescue_entry.is_rescue(running) else self.normal
 
 
 def open_esp(sysroot: Sysroot) -> Boot:

@@ -29,7 +29,7 @@ Role = Literal["vendor", "owner", "release", "device"]
 ROLES: tuple[Role, ...] = get_args(Role)
 #: What a keychain pins. A device's certificate comes with what it signs, its issuer is what is pinned.
 KEYCHAIN_ROLES: tuple[Role, ...] = ("vendor", "owner", "release")
-#: Who issues the certificates that come with what they signed.
+#: Who issues the certificates that come with what they signed. No other role has such: whom nobody pinned is no owner.
 ISSUER: dict[Role, Role] = {"release": "vendor", "device": "owner"}
 #: How a device's certificate names its machine: a URI among its alternative names, this and 32 hex digits.
 MACHINE_URI = "urn:freehold:machine:"
@@ -225,7 +225,7 @@ def verify_document(
     except ValueError as error:
         return _no(str(error))
     verdict = verify(data, enclosed.signature, keychain=keychain, role=role)
-    if verdict.ok or enclosed.certificate is None or len(data) > MAX_DATA_BYTES:
+    if verdict.ok or enclosed.certificate is None or role not in ISSUER or len(data) > MAX_DATA_BYTES:
         return verdict
     try:
         name, issuer = judge_leaf(enclosed.certificate, keychain, role, machine)

@@ -7,17 +7,20 @@ import argparse
 import getpass
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from freehold import atomic
 from freehold.device import device_key_verbs
 from freehold.errors import FreeholdError, InputError
 from freehold.keys import device
 from freehold.keys.x509 import Signer, load_signer
-from freehold.lock import actions, guard, intent
+from freehold.lock import actions, guard, intent, requests
 from freehold.lock.intent import Intent
 from freehold.monitor import Monitor, step
 from freehold.report import Report
+
+if TYPE_CHECKING:
+    from freehold.device.strict import Ask
 
 SUFFIX = ".signed"
 #: What a lock request with a device key asks of the owner beyond the intent.
@@ -45,16 +48,15 @@ def owner_signer(uri: str, monitor: Monitor) -> Signer:
     return signer
 
 
-def read_limited(path: Path) -> bytes:
+def read_limited(path: Path, limit: int = intent.MAX_SIGNED_BYTES + device.MAX_TEXT) -> bytes:
     """A request or an answer; :class:`InputError` for a file that cannot be read or is larger than these get."""
-    limit = intent.MAX_SIGNED_BYTES + device.MAX_TEXT
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     if len(data) > limit:
-        raise InputError(f"{path} is too large for an intent")
+        raise InputError(f"{path} is too large for a request or an answer")
     return data
 
 
@@ -279,13 +281,20 @@ def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
         if options.output is not None:
             raise InputError("a release is signed where it is", hint="leave -o out, or copy the directory first")
         return builder.sign_release(release, options.key, monitor)
-    request = read_limited(options.request)
+    from freehold.device import strict
+
+    request = read_limited(options.request, strict.MAX_BYTES)
+    if request.startswith(strict.MAGIC):
+        return _sign_deployment(strict.unpack(request), options, monitor)
     output = options.output or options.request.with_name(options.request.name + SUFFIX)
     if device.is_request(request):
         return _sign_renewal(request, output, options, monitor)
+    request, listed = requests.split(request)
     text, asked = device.detach(request, device.REQUEST_LINE)
     wanted = intent.parse(text)
-    print(describe(wanted), file=sys.stderr)
+    if listed is not None and requests.name_of(listed) != wanted.requests:
+        raise InputError(f"{options.request}: its list of requests is not the one that its intent names")
+    print("\n".join([describe(wanted), *_listed(listed)]), file=sys.stderr)
     if asked is not None and not options.no_device_key:
         print(DEVICE_KEY, file=sys.stderr)
     signer = owner_signer(options.key, monitor)
@@ -294,8 +303,9 @@ def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
         certificate = device_key_verbs.certify(asked, wanted, signer, options.days)
     atomic.write(output, device.attach(intent.sign(wanted, signer.sign), device.CERTIFICATE_LINE, certificate))
     # A request to lower the floor of a locked machine says "locked" as well.
-    verb = "unlock" if wanted.lock == "open" else "lock"
-    other = "" if wanted.lock != "locked" else f"\n      or, if that asked:  freehold floor --answer {output.name}"
+    verb = "apply" if listed is not None else "unlock" if wanted.lock == "open" else "lock"
+    plain = wanted.lock == "locked" and listed is None
+    other = f"\n      or, if that asked:  freehold floor --answer {output.name}" if plain else ""
     data = {
         "schema": "freehold-sign-1", "answer": str(output), "machine": wanted.machine, "serial": wanted.serial,
         "device_key": certificate is not None,
@@ -309,6 +319,28 @@ def _sign_renewal(request: bytes, output: Path, options: argparse.Namespace, mon
     atomic.write(output, device.write_answer(certificate))
     data = {"schema": "freehold-sign-1", "answer": str(output), "machine": machine, "serial": None, "device_key": True}
     return Report(data, f"{output}: signed\nNext, on the machine: freehold device-key renew --answer {output.name}")
+
+
+def _listed(listed: bytes | None) -> list[str]:
+    if listed is None:
+        return []
+    found = requests.parse(listed)
+    return [*(f"  {line}" for line in requests.describe(found)), *(f"WARNING: {line}" for line in requests.warnings(found))]
+
+
+def _sign_deployment(ask: Ask, options: argparse.Namespace, monitor: Monitor) -> Report:
+    """A machine without a key of its own asks for a whole deployment."""
+    from freehold.device import strict
+
+    said = [describe(ask.intent)] if ask.intent else []
+    print("\n".join([*said, *strict.describe(ask)]), file=sys.stderr)
+    answer = strict.answer(ask, owner_signer(options.key, monitor))
+    output = options.output or options.request.with_name(options.request.name + SUFFIX)
+    atomic.write(output, answer)
+    manifest = ask.unsigned.manifest
+    named = {"version": manifest.version, "image_digest": manifest.image_digest}
+    data: dict[str, object] = {"schema": "freehold-sign-1", "answer": str(output), **named}
+    return Report(data, f"{output}: signed\nNext, on the machine: freehold apply --answer {output.name}")
 
 
 def _unsigned_release(path: Path, store: Path | None) -> Path | None:
@@ -331,9 +363,10 @@ def describe(wanted: Intent) -> str:
     """An intent in words. Pure."""
     what = {"open": "be open", "audit": "record what the lock would refuse", "locked": "be locked"}[wanted.lock]
     config = f"with the /etc image {wanted.config[:16]}" if wanted.config else "with the factory /etc"
+    asked = f", with the requests {wanted.requests[:16]}" if wanted.requests else ""
     floor = "" if wanted.floor is None else f", booting no release below number {wanted.floor} while locked"
     strict = ", without a device key" if wanted.strict else ""
-    return f"machine {wanted.machine} shall {what}{strict}, {config}{floor} (intent number {wanted.serial})"
+    return f"machine {wanted.machine} shall {what}{strict}, {config}{floor}{asked} (intent number {wanted.serial})"
 
 
 def denials_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes a deployment's rescue image out of its normal one: another command line and another os-release. Pure.
 
-Kernel and initrd are the same. Whoever assembles boot images (the builder, a machine that derives a deployment of its own)
-makes the normal one first, and the rescue image from *its* command line and os-release with :func:`line` and
-:func:`os_release`; both are signed alike, and both are named in the manifest.
+Kernel and initrd are the same. Whoever assembles boot images (:func:`freehold.build.uki.write_pair`, and
+:func:`freehold.device.derive.rescue_image` for a deployment that a machine makes for itself) makes the normal one first, and
+the rescue image from *its* command line and os-release with :func:`line` and :func:`os_release`; both are signed alike, and
+both are named in the manifest.
 
 The order in the boot menu follows from systemd-boot 257's ``boot_entry_compare``: entries without a try left come last; then
 IMAGE_ID decides, ascending, then IMAGE_VERSION, newest first.
@@ -24,6 +25,11 @@ WORDS = ("freehold.rescue", "systemd.unit=freehold-rescue.target")
 def line(normal: str) -> str:
     """The sealed command line of the rescue image, from the normal one's."""
     return " ".join([normal, *WORDS])
+
+
+def is_rescue(cmdline: str) -> bool:
+    """Whether a kernel with this command line starts the rescue."""
+    return WORDS[0] in cmdline.split()
 
 
 def os_release(normal: str) -> str:
