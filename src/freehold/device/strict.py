@@ -3,8 +3,9 @@
 
 The request holds the very bytes that are to be signed, not digests of them: what the owner's computer shows is taken out
 of the kernel image and the manifest that it then signs. The rescue image is the kernel image with another command line,
-which the request names: both sides make it (:func:`freehold.device.derive.rescue_image`). File: one line ``freehold-derivation 1 N M``, N bytes of JSON, M
-bytes of unsigned UKI. The answer is JSON. Both have limits and one spelling (docs/derived.md).
+which the request names: both sides make it (:func:`freehold.device.derive.rescue_image`). File: one line
+``freehold-derivation 1 N M``, N bytes of JSON, M bytes of unsigned UKI. The answer is JSON. Both have limits and one
+spelling (docs/derived.md).
 """
 
 from __future__ import annotations
