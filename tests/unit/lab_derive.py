@@ -132,7 +132,8 @@ class DeriveLab:
         manifest = Manifest(
             name="server", version=version, commit=commit.id, image_digest=image.digest, image_size=image.size,
             uki=Uki("uki.efi", sha256(uki), len(uki)), rescue=Uki("rescue.efi", sha256(rescue), len(rescue)),
-            timestamp=timestamp, number=timestamp, architecture="amd64", kernel="6.12", suite="trixie", packages=(("bash", "5.2", "amd64"),),
+            timestamp=timestamp, number=timestamp, architecture="amd64", kernel="6.12", suite="trixie",
+            packages=(("bash", "5.2", "amd64"),),
         )  # fmt: skip
         data = serialize_manifest(manifest)
         directory = self.sysroot.deployments / manifest.id

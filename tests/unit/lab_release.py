@@ -22,6 +22,7 @@ from freehold.build.tools import Tools
 from freehold.device.sysroot import Sysroot
 from freehold.keys.formats import DocumentSignature, serialize_signature
 from freehold.keys.verity import digest_bytes, digest_file
+from freehold.update import parts
 from freehold.update.manifest import Manifest, Stream, Uki, serialize_manifest, serialize_stream, sha256
 
 COMMIT = "c" * 64
@@ -213,6 +214,9 @@ class Lab:
         """Put a release onto the web and let the stream point to it."""
         directory = self.web / "releases" / version
         value = write_release(directory, version, timestamp, signer=signer, commit=commit)
+        uki, rescue = ((directory / name).read_bytes() for name in ("uki.efi", "rescue.efi"))
+        (directory / "rescue.parts").write_bytes(parts.describe(uki, rescue))
+        (directory / "rescue.efi").unlink()
         self.point(version, sha256((directory / "manifest.json").read_bytes()), signer=signer)
         return value
 

@@ -267,7 +267,9 @@ def test_a_strict_machine(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch, capsy
     command(f"kargs --append loglevel=7 --request {path}")
     answer = sign_request(path)
     shown = capsys.readouterr().err
-    for words in ("made from release 1.0", "ro quiet console=ttyS0 panic=5 freehold.rescue", "add the kernel argument loglevel=7", "ro quiet console=ttyS0 panic=5 loglevel=7"):
+    rescue = "of the rescue entry: freehold.image="
+    added = "add the kernel argument loglevel=7"
+    for words in ("made from release 1.0", rescue, added, "ro quiet console=ttyS0 panic=5 loglevel=7"):
         assert words in shown
     assert command(f"apply --answer {answer}").data["version"] == "1.0^1"
     staged = loader.listing(lab.sysroot.esp)[0]

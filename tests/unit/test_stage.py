@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab_release import Lab, UserVerity, manifest, real_ostree, write_release
+from lab_release import Lab, UserVerity, manifest, real_ostree, rescue_image, write_release
 
 from freehold.device import content, loader, prune, stage, upgrade
 from freehold.device.loader import Entry
@@ -21,6 +21,7 @@ from freehold.errors import BusyError, FreeholdError, InputError, NotHereError, 
 from freehold.monitor import NullMonitor
 from freehold.report import Report
 from freehold.server.serve import Server
+from freehold.update import parts
 
 MONITOR = NullMonitor()
 
@@ -60,9 +61,8 @@ def test_upgrade(lab: Lab) -> None:
     ]
     served = (lab.web / "releases/2.0/uki.efi").read_bytes()
     assert (lab.sysroot.esp / f"EFI/Linux/freehold-2.0-{new.id}+3.efi").read_bytes() == served
-    served = (lab.web / "releases/2.0/rescue.efi").read_bytes()
-    assert lab.rescue(new).read_bytes() == served
-    assert (lab.sysroot.deployments / new.id / "rescue.efi").read_bytes() == served
+    assert lab.rescue(new).read_bytes() == rescue_image(served)
+    assert (lab.sysroot.deployments / new.id / "rescue.efi").read_bytes() == rescue_image(served)
     assert (lab.sysroot.images / new.image_digest).read_bytes() == (lab.web / "releases/2.0/image").read_bytes()
     assert new.id in content.references(lab.sysroot)
     assert [event["event"] for event in history(lab.sysroot)] == ["staged"]
@@ -140,14 +140,14 @@ def test_another_genuine_manifest_in_its_place(lab: Lab) -> None:
         go(lab)
 
 
-@pytest.mark.parametrize("file", ["image", "uki.efi", "rescue.efi"])
+@pytest.mark.parametrize("file", ["image", "uki.efi", "rescue.parts"])
 def test_swapped_files_are_refused(lab: Lab, file: str) -> None:
     new = lab.release("2.0", 2000)
     path = lab.web / "releases/2.0" / file
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     before = lab.entries()
-    with pytest.raises(VerificationError, match="not the"):
+    with pytest.raises(VerificationError, match=r"not (the|usable)"):
         go(lab)
     assert lab.entries() == before
     assert lab.sysroot.deployment(new.id) is None
@@ -155,6 +155,24 @@ def test_swapped_files_are_refused(lab: Lab, file: str) -> None:
     path.write_bytes(good)
     go(lab)
     assert loader.listing(lab.sysroot.esp)[0].id == new.id
+
+
+@pytest.mark.parametrize("evil", [b"MZ evil", b"", b"x" * 100_000])
+def test_parts_of_another_rescue_image_are_refused(lab: Lab, evil: bytes) -> None:
+    """Sound parts that make the right number of bytes, or another, out of the right image."""
+    new = lab.release("2.0", 2000)
+    path = lab.web / "releases/2.0/rescue.parts"
+    good = path.read_bytes()
+    uki = (lab.web / "releases/2.0/uki.efi").read_bytes()
+    for wanted in (evil, evil.ljust(new.rescue.size, b"x")[: new.rescue.size]):
+        path.write_bytes(parts.describe(uki, wanted))
+        with pytest.raises(VerificationError):
+            go(lab)
+        assert lab.sysroot.deployment(new.id) is None
+        assert not (lab.sysroot.deployments / new.id / "rescue.efi").exists()
+    path.write_bytes(good)
+    go(lab)
+    assert lab.rescue(new).exists()
 
 
 def test_one_at_a_time(lab: Lab) -> None:

@@ -137,7 +137,8 @@ def _kept(sysroot: Sysroot, base: Base, file: str, wanted: Uki, names: Sequence[
                 if path != kept:
                     atomic.write(kept, data)
                 return data
+    what = "rescue" if file == rescue_entry.FILE else "kernel"
     raise NotHereError(
-        f"the {'rescue' if file == rescue_entry.FILE else 'kernel'} image of release {base.manifest.version} is not on this machine as it was signed",
+        f"the {what} image of release {base.manifest.version} is not on this machine as it was signed",
         hint="`freehold upgrade` brings a release that has one",
     )

@@ -7,7 +7,8 @@ Commit order, so that a power cut anywhere leaves the machine booting what it bo
 2. room on both file systems (old deployments are removed only when it is short);
 3. content into the repository, then a ref, then fs-verity on every object;
 4. the metadata image under a temporary name, fs-verity on, digest compared, renamed;
-5. UKI and rescue UKI beside the deployment's manifest, SHA-256 compared; signature, then manifest: now it is a deployment;
+5. UKI and, made out of it, rescue UKI beside the deployment's manifest, SHA-256 of both compared; signature, then
+   manifest: now it is a deployment;
 6. the rescue UKI copied to a place on the ESP where the boot loader does not look, flushed, read back and compared, and
    renamed into ``EFI/Linux``: one more entry in the menu, behind every deployment's;
 7. **commit point**: the same with the UKI itself, whose name has three tries.
@@ -27,9 +28,9 @@ from pathlib import Path
 from freehold import atomic
 from freehold.device import content, loader, prune
 from freehold.device.sysroot import Deployment, Sysroot, UpdateConfig, record
-from freehold.errors import FreeholdError, NotHereError, VerificationError
+from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.monitor import Monitor, step
-from freehold.update import fetch, rescue_entry
+from freehold.update import fetch, parts, rescue_entry
 from freehold.update.manifest import Manifest, Uki, canonical
 
 #: Bytes that stay free on the root file system beside the image (ostree keeps a reserve of its own for objects).
@@ -142,8 +143,8 @@ def download(sysroot: Sysroot, offer: fetch.Offer, config: UpdateConfig, monitor
         directory.mkdir()
         atomic.fsync_directory(sysroot.deployments)
     with step(monitor, "fetching kernel"):
-        _fetch_program(directory / "uki.efi", manifest.uki, f"{base}/uki.efi", monitor)
-        _fetch_program(directory / rescue_entry.FILE, manifest.rescue, f"{base}/{rescue_entry.FILE}", monitor)
+        _fetch_uki(directory, manifest, f"{base}/uki.efi", monitor)
+        _fetch_rescue(directory, manifest, f"{base}/{rescue_entry.PARTS}")
     atomic.write(directory / "signer", offer.signer + "\n")
     atomic.write(directory / "manifest.json.sig", offer.signature)
     # Last: a directory without a manifest is no deployment.
@@ -228,16 +229,32 @@ def _fetch_image(sysroot: Sysroot, manifest: Manifest, url: str, monitor: Monito
     atomic.publish(temporary, target)
 
 
-def _fetch_program(target: Path, wanted: Uki, url: str, monitor: Monitor) -> None:
-    if target.is_file() and _sha256(target) == wanted.sha256:
+def _fetch_uki(directory: Path, manifest: Manifest, url: str, monitor: Monitor) -> None:
+    target = directory / "uki.efi"
+    if target.is_file() and _sha256(target) == manifest.uki.sha256:
         return
-    temporary = target.with_name(f"{atomic.TEMPORARY_PREFIX}{target.name}")
-    size = wanted.size
+    temporary = directory / f"{atomic.TEMPORARY_PREFIX}uki.efi"
+    size = manifest.uki.size
     fetch.download(url, temporary, size, progress=lambda done: monitor.progress(done, size, "bytes"))
-    if _sha256(temporary) != wanted.sha256:
+    if _sha256(temporary) != manifest.uki.sha256:
         temporary.unlink()
         raise VerificationError(f"{url}: not the kernel image that the manifest names", hint=fetch.UNCHANGED)
     atomic.publish(temporary, target)
+
+
+def _fetch_rescue(directory: Path, manifest: Manifest, url: str) -> None:
+    """The rescue UKI out of the UKI that is here and verified, and what the server has more."""
+    target = directory / rescue_entry.FILE
+    if target.is_file() and _sha256(target) == manifest.rescue.sha256:
+        return
+    described = fetch.fetch(url, parts.LIMIT)
+    try:
+        made = parts.rebuild((directory / "uki.efi").read_bytes(), described, manifest.rescue.size)
+    except InputError as error:
+        raise VerificationError(f"{url}: {error.message}", hint=fetch.UNCHANGED) from None
+    if hashlib.sha256(made).hexdigest() != manifest.rescue.sha256:
+        raise VerificationError(f"{url}: not the rescue image that the manifest names", hint=fetch.UNCHANGED)
+    atomic.write(target, made)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 #: The rescue image beside a manifest, in a release and on the root file system.
 FILE = "rescue.efi"
+#: What a server has of it: :mod:`freehold.update.parts` that make it out of the normal image.
+PARTS = "rescue.parts"
 #: How the name of a rescue entry on the ESP begins; no version begins like that.
 PREFIX = "freehold-rescue-"
 #: Sorts behind every normal entry: no recipe's name begins with "zz".
