@@ -211,12 +211,8 @@ class Board:
         sections = {name: (at, size) for name, at, _, size in pcr._sections(content)}
         for name in (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat"):
             at, size = sections[name]
-            measured = content[at : at + size]
-            if rescue and name == ".cmdline":
-                # The rescue entry's image is the same but for its line.
-                measured = uki.rescue_line(measured.decode()).encode()
             self.extend(11, digest(name.encode() + b"\0"))
-            self.extend(11, digest(measured))
+            self.extend(11, digest(content[at : at + size]))
         for word in words:
             self.word(word)
         named = self.places[version]
