@@ -139,6 +139,25 @@ def test_other_requests_stand_on_the_release_not_on_what_runs(lab: DeriveLab) ->
     assert loader.listing(lab.sysroot.esp)[0].id == first.id
 
 
+def test_the_release_comes_back_with_its_rescue_entry(lab: DeriveLab) -> None:
+    """Its own boot entry was cleaned away; the rescue image is taken from beside its manifest, or from the boot partition."""
+    go(lab)
+    lab.boot(go(lab).manifest)
+    (lab.sysroot.esp / f"EFI/Linux/freehold-1.0-{lab.running.id}.efi").unlink()
+    kept = lab.sysroot.deployments / lab.running.id / "rescue.efi"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1])
+    lab.rescue(lab.running).unlink()
+    before = lab.entries()
+    with pytest.raises(NotHereError, match=r"the rescue image of release 1\.0"):
+        go(lab, apply.EMPTY, 8)
+    assert lab.entries() == before
+    lab.rescue(lab.running).write_bytes(whole)
+    assert go(lab, apply.EMPTY, 8).verdict == "staged"
+    assert kept.read_bytes() == whole
+    assert loader.listing(lab.sysroot.esp)[0].id == lab.running.id
+
+
 def test_no_requests_lead_back_to_the_release(lab: DeriveLab) -> None:
     go(lab)
     back = go(lab, apply.EMPTY, 8)

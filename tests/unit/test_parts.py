@@ -49,9 +49,9 @@ def test_the_format_is_pinned() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"[]", b"null", b"[" * 50_000, b'{"parts":[]}', packed([8, 3]), packed([1 << 70, 1]), packed([-1, 1]),
-        packed([0, -1]), packed([True, 1]), packed([1.0, 1]), packed([1]), packed([1, 1, 1]), packed("?"), packed("YWI"),
-        packed("YW\u00e9="), packed(None),
+        b"", b"[]", b"null", b"[" * 50_000, b'{"parts":[]}', packed([8, 3]), packed([8, 3], "YWI="), packed([1 << 70, 1]),
+        packed([-1, 1]), packed([0, -1]), packed([True, 1]), packed([1.0, 1]), packed([1]), packed([1, 1, 1]), packed("?"),
+        packed("YWI"), packed("YW\u00e9="), packed(None),
         packed(*[[0, 0]] * 5000), packed([0, 5]), packed([0, 3]), packed("YWJjZA==", "YQ=="), packed(), b" " * (parts.LIMIT + 1),
         canonical({"format": "freehold-parts-2", "parts": [[0, 4]]}),
     ],

@@ -176,6 +176,7 @@ def test_what_does_not_belong_together_is_not_signed(
         (release / file).write_bytes(good[other_file])
         named = faults(signing.UNSIGNED, serialize_manifest(told))
         assert any("rescue image" in one for one in named), named
+        assert any("it is a rescue image" in one for one in named) == (file == signing.UNSIGNED_UKI), named
         assert not any("the one that the manifest names" in one for one in named), named
         (release / file).write_bytes(good[file])
     for number in (manifest.number + 1, 1, 100):
