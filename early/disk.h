@@ -8,7 +8,9 @@
 #define DIGEST_HEX 64
 
 /* Where things are mounted while the early step runs. */
+#ifndef DISK /* tests have another one */
 #define DISK "/disk"
+#endif
 #define IMAGE "/image"
 #define CONFIG "/config"
 #define NEWROOT "/newroot"
