@@ -25,7 +25,7 @@ PURE = (
     "build.cpio", "build.headerball", "build.ids", "build.varmap", "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "device.trust", "device.verify_esp", "device.verify_findings", "device.verify_image",
     "device.verify_keys", "device.verify_machine", "device.verify_pe", "keys.efi", "keys.formats", "keys.verify",
-    "lock.intent", "lock.machine", "rescue.wish", "update.manifest", "vm.machine", "vm.keyboard",
+    "lock.intent", "lock.machine", "lock.memory", "rescue.wish", "update.manifest", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",
