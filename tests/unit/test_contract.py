@@ -20,8 +20,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES]
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
-    "attest.boot", "attest.document", "attest.eventlog", "attest.judge", "attest.owner", "attest.pe", "attest.tpm",
-    "attest.userlog", "attest.verdict", "attest.wire",
+    "attest.boot", "attest.document", "attest.eventlog", "attest.judge", "attest.measured", "attest.owner", "attest.pe",
+    "attest.tpm", "attest.userlog", "attest.verdict", "attest.wire",
     "build.cpio", "build.headerball", "build.ids", "build.varmap", "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "device.trust", "device.verify_esp", "device.verify_findings", "device.verify_image",
     "device.verify_keys", "device.verify_machine", "device.verify_pe", "keys.efi", "keys.formats", "keys.verify",

@@ -67,7 +67,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     target = tmp_path_factory.mktemp("c") / "floor"
-    sources = [Path(__file__).parent / "c/floor_main.c", *(EARLY / f"{n}.c" for n in ("floor", "memory", "sha256", "tpm", "util"))]
+    names = ("floor", "memory", "sha256", "tpm", "util")
+    sources = [Path(__file__).parent / "c/floor_main.c", *(EARLY / f"{name}.c" for name in names)]
     flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
     run(["cc", *flags, "-fno-sanitize-recover=all", "-Wl,--wrap=say", f"-I{EARLY}", "-o", target, *sources])
     return target

@@ -51,7 +51,9 @@ def judge(standing: Standing, signed: bytes | None, remembered: Remembered | Non
         if standing.intent is None or signed is None:
             standing = _locked("there is no intent, and the TPM remembers that this machine was locked")
         elif not _newest(standing.intent.serial, signed, remembered):
-            standing = _locked(f"the intent is not the newest: the TPM remembers number {remembered.serial}, which locked")
+            standing = _locked(
+                f"the intent is not the newest: the TPM remembers number {remembered.serial}, which locked"
+            )
     return replace(standing, after=remembered.serial)
 
 
