@@ -177,12 +177,13 @@ def test_any_bytes(data: bytes) -> None:
 def test_c_and_python_agree(reader: Path) -> None:
     """Every boot that there can be, as ``early/measured.c`` writes it."""
     states: tuple[measured.State, ...] = ("absent", "valid", "invalid")
-    locks = ("open", "audit", "locked")
+    locks: tuple[Lock, ...] = ("open", "audit", "locked")
+    without: dict[str, Lock] = {"absent": "open", "invalid": "locked"}
     for (standing, state), (lock, name), rescue in product(enumerate(states), enumerate(locks), (0, 1)):
         number = 1 << 53
         text = run([reader, "measured", str(standing), str(lock), str(number), str(rescue), IMAGE, MACHINE]).stdout
         valid = state == "valid"
-        wanted = name if valid else {"absent": "open", "invalid": "locked"}[state]
+        wanted = name if valid else without[state]
         found = measured.parse(text)
         assert found == measured.Measured(
             IMAGE, 5, MACHINE, state, number if valid else 0, wanted, "cd" * 32 if valid else "", bool(rescue),

@@ -133,7 +133,7 @@ class Disk:
 
     def read(self, lock: str = "nothing", serial: int = 0, machine: str = "-", text: str = "") -> tuple[str, str]:
         """The last line, and what was said."""
-        words = [self.reader, "read", "10", lock, str(serial), machine, text]
+        words: list[str | Path] = [self.reader, "read", "10", lock, str(serial), machine, text]
         *said, last = run(words, cwd=self.place).text.splitlines()
         return last, " ".join(said)
 
@@ -313,7 +313,7 @@ def test_a_boot_measures_itself(machine: Machine) -> None:
     digest = hashlib.sha256(b"text").digest()
     with powered(machine.tools, machine.work) as tpm:
         assert run([machine.program, "extend", tpm, "15", digest.hex()]).text == "0\n"
-        read = ["tpm2_pcrread", "-Q", "-T", f"swtpm:path={tpm}", "-o", machine.work / "pcr", "sha256:14,15"]
+        read: list[str | Path] = ["tpm2_pcrread", "-Q", "-T", f"swtpm:path={tpm}", "-o", machine.work / "pcr", "sha256:14,15"]
         machine.tools.run(read, binds=[machine.work])
         assert (machine.work / "pcr").read_bytes() == bytes(32) + hashlib.sha256(bytes(32) + digest).digest()
         # A PCR that there is none of is an error and no success.

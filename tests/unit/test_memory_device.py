@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab_release import Key, Lab, key
-from test_memory import CASES, REMEMBERED_LOCKED, VALID, reader, rule
+from test_floor import VALID
+from test_memory import CASES, REMEMBERED_LOCKED, reader, rule
 
 from freehold.device import status, verify_running
 from freehold.errors import InputError
