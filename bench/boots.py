@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.builds import RECIPE, Bench
 from bench.measure import REPOSITORY, Ratio, Series, load, say, write
 from freehold import run
-from freehold.build import cpio, initrd, rootfs, uki
+from freehold.build import initrd, rootfs, uki
 from freehold.build.disk import ALIGNMENT, DEFAULT_SIZE, ESP_SIZE, MIB, derived_uuid, partition_table, uki_name
 from freehold.build.recipe import load as load_recipe
 from freehold.build.store import cache_directory
@@ -21,6 +21,7 @@ from freehold.build.tools import Tools
 from freehold.build.tools import ensure as ensure_tools
 from freehold.errors import FreeholdError
 from freehold.monitor import NullMonitor
+from freehold.seal import cpio
 from freehold.vm import Machine, VirtualMachine, start
 
 BOOT_LIMIT = 1.05

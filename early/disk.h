@@ -7,8 +7,8 @@
 
 #define DIGEST_HEX 64
 
-/* Where things are mounted while the early step runs. */
-#ifndef DISK /* tests have another one */
+/* Where things are mounted while the early step runs. Tests build with a disk of their own. */
+#ifndef DISK
 #define DISK "/disk"
 #endif
 #define IMAGE "/image"

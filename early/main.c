@@ -31,6 +31,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "device_key.h"
 #include "disk.h"
 #include "../bpf/guard.h"
 #include "fallback.h"
@@ -38,7 +39,7 @@
 #include "floor.h"
 #include "guard.h"
 #include "keyring.h"
-#include "measured.h"
+#include "measure.h"
 #include "memory.h"
 #include "modules.h"
 #include "notice.h"
@@ -190,7 +191,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      "\"rescue\":%s}\n",
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
-			      intent_lock_name(measured_lock(owner)),
+			      intent_lock_name(measure_lock(owner)),
 			      valid ? (unsigned long long)owner->intent.since : 0ULL, config ? owner->intent.config : "",
 			      (unsigned long long)floored->release, (unsigned long long)floored->floor.effective,
 			      (unsigned long long)floored->floor.raised, (unsigned long long)floored->floor.serial,
@@ -313,6 +314,16 @@ int main(void)
 			die("the command line is not the signed one, and the owner asked for the lock");
 		say("the command line is not the signed one");
 	}
+	/* Before anything of the disk runs, and on every boot. */
+	bool device_key = !rescue && valid && owner.intent.lock == INTENT_LOCKED && !owner.intent.strict;
+	measure_intent(tpm, device_key);
+	const struct measured measured = { digest, floored.release, &owner, rescue, device_key };
+	measure_boot(tpm, &measured, RUN_STATE);
+	if (tpm)
+		close(chip_fd);
+	/* An intent that is not believed may be a damaged file, and rescue is locked: then the key stays, and is not used. */
+	if (!rescue && !device_key && owner.standing != STANDING_INVALID)
+		device_key_forget();
 	bool config = false;
 	if (!rescue && valid && owner.intent.config[0]) {
 		error = mount_verified_image(OWNER "/config", owner.intent.config, CONFIG);
@@ -330,10 +341,6 @@ int main(void)
 			die("the owner's /etc cannot be moved");
 	}
 	write_boot_record(&trust, &owner, &floored, digest, config, rescue);
-	const struct measured measured = { digest, floored.release, &owner, rescue };
-	measured_extend(tpm, &measured, RUN_STATE);
-	if (tpm)
-		close(chip_fd);
 	switch_root();
 	/* An open machine pays nothing for it: `freehold lock` loads it when it is asked for. */
 	if (locked || audit) {

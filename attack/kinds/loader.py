@@ -60,7 +60,7 @@ def entry_options(target: Target) -> None:
 
 
 def entry_initrd(target: Target) -> None:
-    from freehold.build import cpio
+    from freehold.seal import cpio
 
     script = b"#!/bin/sh\necho evil\n"
     target.esp.write("evil.cpio", cpio.archive({"init": cpio.Member(cpio.EXECUTABLE, script)}))

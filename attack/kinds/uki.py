@@ -56,7 +56,7 @@ def header(target: Target) -> None:
 
 
 def appended(target: Target) -> None:
-    from freehold.build import cpio
+    from freehold.seal import cpio
 
     data = target.uki()
     more = cpio.archive({"init": cpio.Member(cpio.EXECUTABLE, b"#!/bin/sh\n")})

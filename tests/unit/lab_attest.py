@@ -121,6 +121,7 @@ class Boot:
     locality: int | None = None
     #: What its early step measures of the lock; "" for one that measures nothing, as older releases.
     measures: str = "locked"
+    strict: bool = False
 
     def __post_init__(self) -> None:
         self.private = ec.derive_private_key(self.seed, ec.SECP256R1())
@@ -164,6 +165,8 @@ class Boot:
         for one in [*self.machine_log, *self.more]:
             values[one.pcr] = sha(values[one.pcr] + one.digest)
         if text := self.measured():
+            word = b"freehold-locked" if text.endswith(b"device-key yes\n") else b"freehold-not-locked"
+            values[11] = sha(values[11] + sha(word))
             values[15] = sha(values[15] + sha(text))
         for part in self.system_log.split(b"\x1e")[1:]:
             value = json.loads(part)
@@ -211,6 +214,7 @@ class Boot:
             "image": self.image, "release": 5, "machine": MACHINE, "intent": "valid", "serial": 4, "lock": lock,
             "signed": sha(self.intent()).hex(), "rescue": "yes" if rescue else "no",
             "guard": "none" if lock == "open" and not rescue else "locked" if rescue else lock,
+            "device-key": "yes" if self.measures == "locked" and not self.strict else "no",
         } | changes  # fmt: skip
         lines = ["freehold-measured 1", *(f"{name} {value}" for name, value in fields.items())]
         return "".join(f"{line}\n" for line in lines).encode()

@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold import run
-from freehold.build import cpio, headerball, initrd
-from freehold.build.headerball import Entry
+from freehold.build import initrd
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools, identity
 from freehold.errors import InputError
+from freehold.seal import cpio, headerball
+from freehold.seal.headerball import Entry
 
 names = st.text(st.sampled_from("ab.- ä"), min_size=1, max_size=70).filter(lambda name: name not in (".", ".."))
 paths = st.lists(names, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))

@@ -486,7 +486,7 @@ def test_programs(good: Boot) -> None:
     program = pe.parse(good.uki)
     assert program.authenticode == authenticode(good.uki)
     assert program.sections[".cmdline"] == good.cmdline.encode()
-    assert pe.predicted_pcr11(program) == Boot(system_log=b"").pcrs()[11]
+    assert pe.predicted_pcr11(program) == Boot(system_log=b"", measures="").pcrs()[11]
     for end in (0, 1, 64, 200, 1000, len(good.uki) - 1):
         with pytest.raises(ValueError, match=r"cut short|not an EFI|do not fit|outside"):
             pe.parse(good.uki[:end])

@@ -90,7 +90,7 @@ def machine(boot: Boot, chip: Tpm, work: Path) -> Sysroot:
         path.write_bytes(data)
     measured = [(one.pcr, one.digest.hex()) for one in boot.machine_log]
     # The early step comes after the firmware, and before systemd.
-    measured.append((15, sha(boot.measured() or b"").hex()))
+    measured += [(11, sha(b"freehold-locked").hex()), (15, sha(boot.measured() or b"").hex())]
     for part in boot.system_log.split(b"\x1e")[1:]:
         record = json.loads(part)
         measured.append((record["pcr"], record["digests"][0]["digest"]))

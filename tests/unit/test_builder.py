@@ -13,8 +13,7 @@ import pytest
 
 from freehold import atomic
 from freehold.build import commit as commits
-from freehold.build import disk, ids, image, packages, pipeline, rootfs, state, tree, uki, verbs
-from freehold.build.headerball import Entry
+from freehold.build import disk, image, packages, pipeline, rootfs, state, tree, uki, verbs
 from freehold.build.keys import KeyDirectory
 from freehold.build.recipe import File, Recipe, User, load
 from freehold.build.store import Store, cache_directory
@@ -22,6 +21,10 @@ from freehold.errors import BusyError, FreeholdError, InputError
 from freehold.keys import verity
 from freehold.keys.issue import create
 from freehold.monitor import NullMonitor
+from freehold.seal import accounts, ids
+from freehold.seal.dpkg import installed
+from freehold.seal.headerball import Entry
+from freehold.seal.walk import stamp_bytecode, walk
 
 ROOT = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
@@ -76,7 +79,7 @@ def test_walk_sees_every_file_with_its_digest(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "link").symlink_to("d//./file")
     (tmp_path / "dirlink").symlink_to("d")
-    found = {one.path: one for one in commits.walk(tmp_path)}
+    found = {one.path: one for one in walk(tmp_path)}
     assert set(found) == {"/", "/d", "/d/file", "/empty", "/link", "/dirlink"}
     assert found["/d/file"].digest == verity.digest_bytes(b"data")
     assert found["/empty"].digest == b""
@@ -91,7 +94,7 @@ def test_walk_refuses_what_no_image_can_hold(name: str, tmp_path: Path) -> None:
     else:
         (tmp_path / name).touch()
     with pytest.raises(FreeholdError, match="cannot be part of an image"):
-        list(commits.walk(tmp_path))
+        list(walk(tmp_path))
 
 
 def test_image_entries_point_at_their_objects() -> None:
@@ -162,8 +165,8 @@ def test_installed_packages_only() -> None:
         "Package: c\nStatus: deinstall ok config-files\nVersion: 2\nArchitecture: all\n\n"
         "Package: a\nStatus: hold ok installed\nVersion: 1:1-1\nArchitecture: amd64\n"
     )
-    assert pipeline.installed(status) == (("a", "1:1-1", "amd64"), ("b", "2", "all"))
-    assert pipeline.installed("") == ()
+    assert installed(status) == (("a", "1:1-1", "amd64"), ("b", "2", "all"))
+    assert installed("") == ()
 
 
 def test_archive_date_is_the_newest(tmp_path: Path) -> None:
@@ -239,12 +242,12 @@ def test_ids_follow_the_lock_on_disk_too(etc: Path) -> None:
     for path in (file, link):
         os.chown(path, 100, 100, follow_symlinks=False)
     file.chmod(0o4755)
-    lock = state.fix_ids(etc, ids.parse_lock("freehold-ids 1\nuser sshd 300\ngroup sshd 301\n"))
+    lock = accounts.fix_ids(etc, ids.parse_lock("freehold-ids 1\nuser sshd 300\ngroup sshd 301\n"))
     assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o7777) == (300, 301, 0o4755)
     assert (link.lstat().st_uid, link.lstat().st_gid) == (300, 301)
     assert "sshd:x:300:301:" in (etc / "etc/passwd").read_text()
     assert (lock.users["sshd"], lock.groups["sshd"]) == (300, 301)
-    assert ids.parse_lock((etc / state.ID_COPY).read_text()) == lock
+    assert ids.parse_lock((etc / accounts.ID_COPY).read_text()) == lock
 
 
 def test_owners_below_var(tmp_path: Path) -> None:
@@ -310,7 +313,7 @@ def test_bytecode_is_valid_for_the_epoch(tmp_path: Path) -> None:
     (tmp_path / "usr/a.pyc").write_bytes(b"mgic" + struct.pack("<III", 0, 999, 5) + b"code")
     hashed = b"mgic" + struct.pack("<I", 1) + b"12345678code"
     (tmp_path / "usr/b.pyc").write_bytes(hashed)
-    tree.stamp_bytecode(tmp_path, 1234)
+    stamp_bytecode(tmp_path, 1234)
     assert (tmp_path / "usr/a.pyc").read_bytes() == b"mgic" + struct.pack("<III", 0, 1234, 5) + b"code"
     assert (tmp_path / "usr/b.pyc").read_bytes() == hashed
 

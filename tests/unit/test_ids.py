@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.build import ids
-from freehold.build.ids import Account, Group, IdLock
 from freehold.errors import InputError
+from freehold.seal import ids
+from freehold.seal.ids import Account, Group, IdLock
 
 PASSWD = """root:x:0:0:root:/root:/bin/bash
 _apt:x:42:65534::/nonexistent:/usr/sbin/nologin

@@ -195,6 +195,20 @@ def test_odd_certificates_do_not_count(keys: Path, how: dict[str, object], said:
     assert said in verdict.reason
 
 
+def test_a_device_counts_by_its_owner_and_for_nothing_else(keys: Path, tmp_path: Path) -> None:
+    keychain, machine = chain(keys, "vendor", "owner"), "ab" * 16
+    issue.issue("mine", "device", tmp_path, None, signer(keys, "owner"), machine=machine)
+    document = signer(tmp_path, "mine").sign_document(TEXT)
+    assert verify_document(TEXT, document, keychain=keychain, role="device", machine=machine).key == "mine"
+    for role in ("release", "owner"):
+        assert not verify_document(TEXT, document, keychain=keychain, role=role, machine=machine).ok
+    for role in ("device", "owner"):
+        # A vendor issues releases' keys. One that issued an owner's or a device's would own every machine.
+        forged = built(keys, "vendor", role=role)
+        assert not verify_document(TEXT, forged, keychain=keychain, role=role, machine=machine).ok  # type: ignore[arg-type]
+    assert not verify_document(TEXT, document, keychain=chain(keys, "vendor"), role="device", machine=machine).ok
+
+
 def test_a_vendor_that_is_no_authority_issues_nothing(keys: Path) -> None:
     """A leaf's key can sign certificates; placed as a vendor by a careless hand it still does not count as one."""
     keychain = Keychain((Certificate("vendor", "first", der(keys, "first")),))

@@ -14,6 +14,7 @@ from freehold.errors import InputError
 from freehold.update.manifest import (
     MANIFEST_LIMIT,
     STREAM_LIMIT,
+    Derived,
     Stream,
     canonical,
     difference,
@@ -36,6 +37,31 @@ def test_round_trip() -> None:
     assert parse_manifest(serialize_manifest(GOOD)) == GOOD
     stream = Stream("stable", "1.0", "ab" * 32, 7)
     assert parse_stream(serialize_stream(stream)) == stream
+
+
+DERIVED = Derived("ab" * 32, "cd" * 32, "1.0", "ef" * 32, ("karg append quiet", "package fish"))
+
+
+def test_what_a_machine_made_says_from_what() -> None:
+    assert b"derived" not in serialize_manifest(GOOD)
+    made = GOOD._replace(version="1.0^7", derived=DERIVED)
+    assert parse_manifest(serialize_manifest(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("base", "AB" * 32), ("base", 5), ("manifest", "cd" * 31), ("version", "1/2"), ("requests", None), ("lines", "karg"),
+        ("lines", [5]), ("lines", ["a\nb"]), ("lines", [""]), ("lines", ["x"] * 513), ("lines", None),
+    ],
+)  # fmt: skip
+def test_a_damaged_derivation_is_refused(key: str, value: object) -> None:
+    whole = {**DERIVED._asdict(), "lines": list(DERIVED.lines), key: value}
+    wrongs: tuple[object, ...] = (whole, {name: one for name, one in whole.items() if name != key}, [], None, "x")
+    for wrong in wrongs:
+        with pytest.raises(InputError) as error:
+            parse_manifest(canonical({**fields(), "derived": wrong}))
+        assert any("derived" in fault for fault in error.value.faults)
 
 
 def test_canonical_form_is_pinned() -> None:

@@ -42,7 +42,7 @@ class Opened(Boot):
     """A machine without an intent of the owner's."""
 
     def measured(self, **changes: object) -> bytes | None:
-        return super().measured(serial=0, signed="none", intent="absent", lock="open", guard="none", **changes)
+        return super().measured(serial=0, signed="none", intent="absent", lock="open", guard="none", **{"device-key": "no"}, **changes)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_without_an_intent(words: dict[str, str], state: str) -> None:
     class Bare(Boot):
         def measured(self, **changes: object) -> bytes | None:
             guard = "none" if state == "open" else "locked"
-            return super().measured(serial=0, signed="none", guard=guard, **words, **changes)
+            return super().measured(serial=0, signed="none", guard=guard, **words, **{"device-key": "no"}, **changes)
 
     machine = Bare()
     verdict = verdict_on(answer(machine, intent=None), machine)
@@ -80,9 +80,9 @@ def test_root_of_an_open_machine_cannot_say_locked() -> None:
     # An intent that says locked, which did not stand.
     assert "not the one of that start" in refusals(verdict_on(machine.attestation(), machine))["lock"]
     # A text that says locked.
-    assert "PCR 15" in refusals(verdict_on(answer(machine, measured=locked), machine))["log"]
+    assert "PCR 11, 15" in refusals(verdict_on(answer(machine, measured=locked), machine))["log"]
     # None at all.
-    assert "PCR 15" in refusals(verdict_on(answer(machine, measured=None), machine))["log"]
+    assert "PCR 11, 15" in refusals(verdict_on(answer(machine, measured=None), machine))["log"]
     # The locked text measured as well, and put first in the evidence, or last.
     late = Opened(system_log=system_record(15, "phase", (locked or b"").decode()))
     for said in (locked, late.measured(), None):
@@ -92,6 +92,15 @@ def test_root_of_an_open_machine_cannot_say_locked() -> None:
     # Measured with a log that hides what it is: the digest is known.
     hidden = system_record(15, "filesystem", "x").replace(sha(b"x").hex().encode(), sha(locked or b"").hex().encode())
     assert "more than one" in refusals(verdict_on(Boot(system_log=hidden).attestation(), Boot()))["lock"]
+
+
+def test_the_word_about_the_device_key_goes_with_it() -> None:
+    """PCR 11 has one word between the boot image and systemd's phases (docs/device-key.md)."""
+    strict = Boot(strict=True)
+    verdict = verdict_on(strict.attestation(), strict)
+    assert (verdict.good, verdict.lock) == (True, "locked")
+    for one, other in ((strict, Boot()), (Boot(), strict)):
+        assert "PCR 11, 15" in refusals(verdict_on(answer(one, measured=other.measured()), one))["log"]
 
 
 def test_the_first_measurement_has_to_be_the_early_steps() -> None:
@@ -175,19 +184,24 @@ def test_any_bytes(data: bytes) -> None:
 
 
 def test_c_and_python_agree(reader: Path) -> None:
-    """Every boot that there can be, as ``early/measured.c`` writes it."""
+    """Every boot that there can be, as ``early/measure.c`` writes it."""
     states: tuple[measured.State, ...] = ("absent", "valid", "invalid")
     locks: tuple[Lock, ...] = ("open", "audit", "locked")
     without: dict[str, Lock] = {"absent": "open", "invalid": "locked"}
-    for (standing, state), (lock, name), rescue in product(enumerate(states), enumerate(locks), (0, 1)):
+    for (standing, state), (lock, name), rescue, keyed in product(enumerate(states), enumerate(locks), (0, 1), (0, 1)):
         number = 1 << 53
-        text = run([reader, "measured", str(standing), str(lock), str(number), str(rescue), IMAGE, MACHINE]).stdout
         valid = state == "valid"
+        words = (standing, lock, number, rescue, IMAGE, MACHINE, keyed)
+        text = run([reader, "measured", *map(str, words)]).stdout
+        if keyed and (rescue or not valid or name != "locked"):
+            with pytest.raises(ValueError, match="contradicts itself"):
+                measured.parse(text)
+            continue
         wanted = name if valid else without[state]
         found = measured.parse(text)
         assert found == measured.Measured(
             IMAGE, 5, MACHINE, state, number if valid else 0, wanted, "cd" * 32 if valid else "", bool(rescue),
-            "locked" if rescue else {"open": "none"}.get(wanted, wanted),
+            "locked" if rescue else {"open": "none"}.get(wanted, wanted), bool(keyed),
         )  # fmt: skip
         assert found.state == ("rescue" if rescue else wanted)
         assert len(text) < measured.MAX_BYTES

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from lab_release import manifest as lab_manifest
 
-from freehold.build import cpio, initrd, keys, pipeline, signing, uki
+from freehold.build import initrd, keys, pipeline, signing, uki
 from freehold.build.recipe import load
 from freehold.build.store import Store, cache_directory
 from freehold.build.tools import Tools, ensure
@@ -26,6 +26,7 @@ from freehold.keys.verify import Keychain, verify_document
 from freehold.keys.x509 import Signer, load_signer
 from freehold.monitor import NullMonitor
 from freehold.run import Argument
+from freehold.seal import cpio
 from freehold.update.manifest import Manifest, parse_manifest, serialize_manifest
 
 RECIPE = Path(__file__).parents[2] / "recipes/server.toml"

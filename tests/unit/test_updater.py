@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold import run
+from freehold.device import updater as device_updater
 from freehold.errors import FreeholdError
 from freehold.lock import updater
 
@@ -138,7 +139,7 @@ def test_nothing_else_is_inherited(launcher: Path) -> None:
 def test_other_command_lines_are_refused(launcher: Path, arguments: tuple[str, ...]) -> None:
     done = start(launcher, *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"usage: updater self-check\n"
+    assert done.stderr == b"usage: updater self-check | allow\n"
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_arguments_are_plain_words(grammar: Path, text: bytes) -> None:
 def test_both_lists_of_verbs_agree() -> None:
     table = re.search(r"VERBS\[\] = \{(.*?)\n\};", SOURCE.read_text(), re.DOTALL)
     assert table is not None
-    assert re.findall(r'\{ "([a-z-]+)",', table[1]) == list(updater.VERBS)
+    assert re.findall(r'\{ "([a-z-]+)",', table[1]) == list(device_updater.VERBS)
 
 
 # ---- the process that it starts ----
@@ -285,4 +286,4 @@ def test_the_entry_runs_isolated_and_refuses_other_verbs() -> None:
     text = script.replace("/usr/lib/python3/dist-packages", str(ROOT / "src"))
     done = run.run([sys.executable, "-I", "-S", "-B", "-c", text, "sign"], check=False)
     assert (done.status, done.stdout) == (2, b"")
-    assert done.stderr == b"usage: updater self-check\n"
+    assert done.stderr == b"usage: updater self-check | allow\n"

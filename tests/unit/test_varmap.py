@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.build import varmap
-from freehold.build.varmap import Entry, Verdict
 from freehold.errors import InputError
+from freehold.seal import varmap
+from freehold.seal.varmap import Entry, Verdict
 
 
 def lines(*entries: Entry, rules: tuple[tuple[str, Verdict], ...] = (), made: tuple[str, ...] = ()) -> list[str]:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from lab_release import key
 from lab_verify import MOUNTS, program
 
-from freehold.build.headerball import METACOPY_PREFIX
 from freehold.device import verify_esp, verify_image, verify_keys, verify_machine, verify_pe
 from freehold.device.verify_findings import Checked, Finding, Result, clean, data, deviation, note, text, verdict
 from freehold.keys import efi
 from freehold.keys.formats import Revocation
 from freehold.keys.verify import Certificate, Keychain
+from freehold.seal.headerball import METACOPY_PREFIX
 
 LINE = f"freehold.image={'a' * 64} ro quiet"
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from lab_release import key
 
-from freehold.build.headerball import Entry, headerball
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools
 from freehold.device import verify_kernel
 from freehold.device.verify_keys import find_ring
 from freehold.keys.issue import create
 from freehold.keys.kernel import measure_descriptor
+from freehold.seal.headerball import Entry, headerball
 
 SOURCES = Path(__file__).parents[2] / "src"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts")

@@ -25,11 +25,11 @@ from cryptography.x509.oid import NameOID
 from tests.vm.test_guard_lab import REPOSITORY, kernel_tree, tools_tree
 
 from freehold import run
-from freehold.build import cpio
 from freehold.keys import efi, verity
 from freehold.keys.formats import Revocation, serialize_revoked
 from freehold.keys.issue import create
 from freehold.keys.x509 import Signer, load_signer
+from freehold.seal import cpio
 from freehold.vm import host
 
 pytestmark = pytest.mark.vm

@@ -150,7 +150,7 @@ def _replay(
     """Do the logs, firmware's first, then what the early step measured, lead to the quoted values?"""
     values = eventlog.start_values(locality)
     text = evidence.measured
-    ours = [] if text is None else [(measured.PCR, measured.digest(text))]
+    ours = [] if text is None else measured.extended(text)
     pairs = [(one.pcr, one.digest) for one in events], ours, [(one.pcr, one.digest) for one in records]
     for pcr, digest in (pair for part in pairs for pair in part):
         values[pcr] = eventlog.extend(values[pcr], digest)

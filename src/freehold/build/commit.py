@@ -4,15 +4,10 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from freehold.build.headerball import Entry
 from freehold.build.tools import Tools
-from freehold.errors import FreeholdError
-from freehold.keys import verity
 
 
 @dataclass(frozen=True)
@@ -21,39 +16,6 @@ class Commit:
 
     id: str
     objects: dict[str, str]
-
-
-def walk(tree: Path) -> Iterator[Entry]:
-    """Every file of ``tree`` with its metadata and, for regular files, the fs-verity digest of its data.
-
-    Raises :class:`FreeholdError` for what an image cannot hold: devices, sockets, pipes, names with line breaks.
-    """
-    for directory, subdirectories, names in os.walk(tree):
-        subdirectories.sort()
-        for name in sorted([*subdirectories, *names]):
-            yield _entry(tree, Path(directory) / name)
-    yield _entry(tree, tree)
-
-
-def _entry(tree: Path, path: Path) -> Entry:
-    status = path.lstat()
-    shown = "/" + str(path.relative_to(tree)) if path != tree else "/"
-    kind = stat.S_IFMT(status.st_mode)
-    if "\n" in shown or kind not in (stat.S_IFDIR, stat.S_IFLNK, stat.S_IFREG):
-        raise FreeholdError(f"{shown!r} cannot be part of an image: only files, directories and links can")
-    names = os.listxattr(path, follow_symlinks=False)
-    xattrs = tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in sorted(names))
-    regular = kind == stat.S_IFREG
-    return Entry(
-        path=shown,
-        mode=status.st_mode,
-        uid=status.st_uid,
-        gid=status.st_gid,
-        size=status.st_size if regular else 0,
-        target=os.readlink(path) if kind == stat.S_IFLNK else "",
-        digest=verity.digest_file(path) if regular and status.st_size else b"",
-        xattrs=xattrs,
-    )
 
 
 def ensure_repository(tools: Tools, repo: Path) -> None:

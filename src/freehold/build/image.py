@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freehold.build.commit import Commit
-from freehold.build.headerball import Entry, headerball
 from freehold.build.tools import Tools
 from freehold.errors import FreeholdError
 from freehold.keys import verity
+from freehold.seal.headerball import Entry, headerball
 
 
 @dataclass(frozen=True)

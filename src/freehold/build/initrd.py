@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from freehold.build import cpio
 from freehold.build.tools import Tools
 from freehold.errors import FreeholdError
+from freehold.seal import cpio
 
 #: Loaded at every boot: the sealed tree's own file systems, and what reads a provisioning file.
 ALWAYS = ("erofs", "overlay", "qemu_fw_cfg", "efivarfs")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.build import commit as commits
-from freehold.build import cpio, headerball, ids, image, initrd, packages, signing, source, tree, uki
+from freehold.build import image, initrd, packages, signing, source, tree, uki
 from freehold.build.keys import KeyDirectory, with_keychain
 from freehold.build.packages import Archive
 from freehold.build.recipe import Recipe, load
@@ -25,6 +25,9 @@ from freehold.build.tools import Tools, ensure
 from freehold.errors import InputError
 from freehold.keys.x509 import Signer
 from freehold.monitor import Monitor, step
+from freehold.seal import cpio, headerball, ids
+from freehold.seal.dpkg import installed
+from freehold.seal.walk import walk
 from freehold.update.manifest import NUMBER_LIMIT, Manifest, Uki, version_valid
 
 DPKG_STATUS = "usr/share/dpkg-db/status"
@@ -126,16 +129,6 @@ def next_version(recipe: Recipe, store: Store, now: float) -> str:
     return recipe.version_at(date, serial)
 
 
-def installed(status: str) -> tuple[tuple[str, str, str], ...]:
-    """(name, version, architecture) of each installed package in dpkg's status text. Pure."""
-    found = []
-    for block in status.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(" "))
-        if fields.get("Status", "").endswith(" installed"):
-            found.append((fields["Package"], fields["Version"], fields["Architecture"]))
-    return tuple(sorted(found))
-
-
 def build(
     path: Path, store: Store, keys: KeyDirectory, monitor: Monitor, *, version: str | None = None, key_uri: str | None = None,
     sources: Path | None = None, number: int | None = None, unsigned: bool = False,
@@ -192,7 +185,7 @@ def _make(
             root, recipe, version=version, epoch=epoch, sources=inputs.archive.sources, lock=ids.parse_lock(inputs.lock)
         )
         found = installed((root / DPKG_STATUS).read_text())
-        entries = list(commits.walk(root))
+        entries = list(walk(root))
         packed = initrd.members(root, kernel, recipe.keychain_files())
         vmlinuz = work / "vmlinuz"
         shutil.copy(root / "usr/lib/modules" / kernel / "vmlinuz", vmlinuz)

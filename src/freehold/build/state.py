@@ -6,16 +6,14 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
-from freehold.build import ids, varmap
 from freehold.build.recipe import Recipe
 from freehold.errors import FreeholdError, InputError
+from freehold.seal import ids, varmap
+from freehold.seal.accounts import paths
 
-SYSUSERS = "usr/lib/sysusers.d/00-freehold-base.conf"
 TMPFILES = "usr/lib/tmpfiles.d/freehold-var.conf"
-ID_COPY = "usr/share/freehold/ids"
 
 
 def add_users(tree: Path, recipe: Recipe) -> None:
@@ -56,34 +54,6 @@ def _append(path: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def fix_ids(tree: Path, lock: ids.IdLock) -> ids.IdLock:
-    """Give every account the number that ``lock`` has for it; returns the lock for the next build."""
-    passwd, group = tree / "etc/passwd", tree / "etc/group"
-    plan = ids.plan(lock, ids.parse_passwd(passwd.read_text()), ids.parse_group(group.read_text()))
-    if plan.chown or plan.chgrp:
-        for path in [tree, *_paths(tree)]:
-            status = path.lstat()
-            uid, gid = plan.chown.get(status.st_uid, status.st_uid), plan.chgrp.get(status.st_gid, status.st_gid)
-            if (uid, gid) != (status.st_uid, status.st_gid):
-                mode = stat.S_IMODE(status.st_mode)
-                os.chown(path, uid, gid, follow_symlinks=False)
-                if not path.is_symlink():
-                    path.chmod(mode)
-    passwd.write_text(plan.passwd(passwd.read_text()))
-    group.write_text(plan.group(group.read_text()))
-    for name, text in ((SYSUSERS, plan.sysusers()), (ID_COPY, plan.lock.text())):
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).write_text(text)
-    return plan.lock
-
-
-def _paths(top: Path) -> Iterator[Path]:
-    for directory, subdirectories, names in os.walk(top):
-        subdirectories.sort()
-        for name in sorted([*subdirectories, *names]):
-            yield Path(directory) / name
-
-
 def owners_below_var(tree: Path) -> dict[str, str]:
     """Path below var/ (no leading slash) → the package that ships it, by dpkg's file lists."""
     owners: dict[str, str] = {}
@@ -107,7 +77,7 @@ def settle_var(tree: Path, recipe: Recipe) -> None:
     groups = {one.gid: one.name for one in ids.parse_group((tree / "etc/group").read_text())}
     owners = owners_below_var(tree)
     entries = []
-    for path in _paths(tree / "var"):
+    for path in paths(tree / "var"):
         status = path.lstat()
         name = str(path.relative_to(tree))
         entries.append(

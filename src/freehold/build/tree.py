@@ -14,29 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freehold import run
-from freehold.build import ids, state
-from freehold.build.ids import IdLock
+from freehold.build import state
 from freehold.build.recipe import Recipe
 from freehold.errors import FreeholdError, InputError
+from freehold.seal import accounts, ids
+from freehold.seal.ids import IdLock
+from freehold.seal.walk import LEFTOVERS, SECRETS, SETUID_BITS, stamp_bytecode
 
-#: Made anew on every machine; one in an image would be shared by all of them.
-SECRETS = ("etc/ssh/ssh_host_*", "etc/machine-id", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed",
-           "var/lib/systemd/credential.secret", "etc/apt/auth.conf")  # fmt: skip
-#: Left over by the package manager and by the machine that built.
-LEFTOVERS = (
-    "etc/*-", "etc/.pwd.lock", "etc/hostname", "etc/resolv.conf", "etc/mtab", "var/log/*", "var/tmp/*", "var/lib/apt/lists",
-    # mmdebstrap's: the build's own flat directory, which no machine has and none may trust.
-    "etc/apt/sources.list.d/0000*",
-    "var/cache/apt/*", "var/lib/dpkg/*-old", "var/lib/dpkg/lock*", "var/lib/dpkg/triggers/Lock", "var/cache/debconf/*-old",
-    "initrd.img*", "vmlinuz*", "run/*", "tmp/*", "root/*", "root/.[!.]*", ".dockerenv",
-)  # fmt: skip
 #: Top-level directories that belong to the machine live in /var.
 VAR_LINKS = {"home": "var/home", "root": "var/roothome", "srv": "var/srv", "opt": "var/opt", "mnt": "var/mnt",
              "media": "run/media"}  # fmt: skip
 MOUNT_POINTS = ("boot", "dev", "efi", "etc", "proc", "run", "sys", "sysroot", "tmp", "var")
 #: CAP_SETUID and CAP_SETGID instead of set-uid root, see newuidmap(1).
 MAPPERS = {"/usr/bin/newuidmap": 7, "/usr/bin/newgidmap": 6}
-SETUID_BITS = stat.S_ISUID | stat.S_ISGID
 
 
 def _remove(path: Path) -> None:
@@ -122,20 +112,6 @@ def enter(tree: Path, command: Sequence[str]) -> None:
     ])  # fmt: skip
 
 
-def stamp_bytecode(tree: Path, epoch: int) -> None:
-    """Make compiled Python valid for sources whose time stamp is ``epoch``.
-
-    All times in the image are ``epoch``; a ``.pyc`` records its source's (bytes 8 to 12, PEP 552), and
-    one that differs would be compiled again at every start, since nothing can be saved in a read-only tree.
-    """
-    for path in (tree / "usr").rglob("*.pyc"):
-        with path.open("r+b") as file:
-            flags = struct.unpack("<I", file.read(8)[4:])[0]
-            if flags == 0:
-                file.seek(8)
-                file.write(struct.pack("<I", epoch & 0xFFFFFFFF))
-
-
 def install_keychain(tree: Path, recipe: Recipe) -> None:
     """Put the keychain into the sealed tree: DER, one file per certificate, and the list of revoked ones."""
     directory = tree / "usr/lib/freehold/keychain"
@@ -175,7 +151,7 @@ def finish(tree: Path, recipe: Recipe, *, version: str, epoch: int, sources: str
     kernel = settle_kernel(tree)
     write_files(tree, recipe)
     state.add_users(tree, recipe)
-    lock = state.fix_ids(tree, lock)
+    lock = accounts.fix_ids(tree, lock)
     own_files(tree, recipe)
     set_units(tree, recipe)
     strip_setuid(tree, recipe.setuid_keep)

@@ -11,12 +11,7 @@ from freehold.build.tools import Tools
 from freehold.keys.x509 import Signer
 
 STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
-#: A profile is assembled as a program of its own, of which only the sections count.
-PROFILE_STUB = "/usr/lib/systemd/boot/efi/addonx64.efi.stub"
-#: The image's two profiles. systemd-boot lists the second as an entry FILE@rescue, right behind the first.
-MAIN_PROFILE = "ID=main\n"
-RESCUE_PROFILE = "ID=rescue\nTITLE=rescue\n"
-#: What its command line has more. The last `systemd.unit=` wins, so it comes after the recipe's own words.
+#: What the rescue entry's command line has more. The last `systemd.unit=` wins, so it comes after the recipe's own words.
 RESCUE_WORDS = ("freehold.rescue", "systemd.unit=freehold-rescue.target")
 #: Sealed into every command line. No credentials from firmware or hypervisor; no writing through
 #: /proc/PID/mem past page protection; no raw writes below a mounted file system. A kernel that panics restarts,
@@ -53,35 +48,18 @@ def os_release(name: str, version: str) -> str:
 
 
 def write_uki(tools: Tools, work: Path, *, kernel: Path, uname: str, initrd: Path, line: str, release: str) -> Path:
-    """Assemble ``work/uki.unsigned.efi`` with ukify. Equal inputs give equal bytes.
-
-    One image, two profiles: they share kernel, initrd and os-release; the rescue entry has a command line of its own.
-    """
-    texts = {
-        "cmdline": line, "os-release": release, "profile": MAIN_PROFILE,
-        "rescue.cmdline": rescue_line(line), "rescue.profile": RESCUE_PROFILE,
-    }  # fmt: skip
-    for name, text in texts.items():
+    """Assemble ``work/uki.unsigned.efi`` with ukify. Equal inputs give equal bytes."""
+    for name, text in {"cmdline": line, "os-release": release}.items():
         (work / name).write_text(text)
-    target, rescue = work / "uki.unsigned.efi", work / "rescue.efi"
-    environment = {"SOURCE_DATE_EPOCH": "0"}
-    tools.run(
-        [
-            "ukify", "build", f"--profile=@{work}/rescue.profile", f"--cmdline=@{work}/rescue.cmdline",
-            f"--stub={PROFILE_STUB}", f"--output={rescue}",
-        ],
-        binds=[work],
-        env=environment,
-    )  # fmt: skip
+    target = work / "uki.unsigned.efi"
     tools.run(
         [
             "ukify", "build", f"--linux={kernel}", f"--initrd={initrd}", f"--cmdline=@{work}/cmdline",
-            f"--os-release=@{work}/os-release", f"--uname={uname}", f"--stub={STUB}",
-            f"--profile=@{work}/profile", f"--join-profile={rescue}", f"--output={target}",
+            f"--os-release=@{work}/os-release", f"--uname={uname}", f"--stub={STUB}", f"--output={target}",
         ],
         binds=[work],
         ro_binds=[kernel.parent],
-        env=environment,
+        env={"SOURCE_DATE_EPOCH": "0"},
     )  # fmt: skip
     return target
 

@@ -22,6 +22,7 @@ class Verb(NamedTuple):
 BUILD = "freehold.build.verbs"
 DEVICE = "freehold.device.verbs"
 LOCK = "freehold.lock.verbs"
+REQUESTS = "freehold.device.request_verbs"
 SERVER = "freehold.server.verbs"
 
 VERBS = (
@@ -64,10 +65,30 @@ VERBS = (
         "freehold verify", "freehold verify --quick --json", "freehold verify --jobs 4",
     )),
     Verb("history", DEVICE, "what was done to this machine, and when", ("freehold history",)),
+    Verb("kargs", REQUESTS, "show or change the kernel's arguments", (
+        "freehold kargs",
+        "freehold kargs --append mitigations=auto,nosmt --dry-run",
+        "freehold kargs --append loglevel=7 --delete quiet --key file:/media/stick/owner.key",
+        "freehold kargs --replace console=ttyS1 --request kargs.request     (then: freehold sign kargs.request)",
+    )),
+    Verb("install", REQUESTS, "add packages to this and every later release", (
+        "freehold install fish --key file:/media/stick/owner.key",
+        "freehold install fish=4.0.2-1 ./tool_1.2_amd64.deb --request install.request",
+    )),
+    Verb("uninstall", REQUESTS, "take requested packages out again", (
+        "freehold uninstall fish --key file:/media/stick/owner.key",
+    )),
+    Verb("requests", REQUESTS, "what the owner asked this machine to add", ("freehold requests --json",)),
+    Verb("apply", REQUESTS, "make the deployment that the requests ask for", (
+        "freehold apply",
+        "freehold apply --answer install.request.signed",
+        "freehold apply --release 2.1 --request apply.request     (an update that waits for the owner's signature)",
+    )),
     Verb("lock", LOCK, "let no further unsigned privileged code run", (
         "freehold lock --audit --key file:/media/stick/owner.key",
         "freehold lock --request lock.request     (then, where the owner's key is:) freehold sign lock.request",
         "freehold lock --answer lock.request.signed",
+        "freehold lock --strict --key file:/media/stick/owner.key     (no device key: the owner signs each change)",
     )),
     Verb("unlock", LOCK, "with the owner's key: open at the next boot", (
         "freehold unlock --key file:/media/stick/owner.key",
@@ -79,6 +100,12 @@ VERBS = (
         "freehold floor --lower 1790000000 --request floor.request",
         "freehold floor --answer floor.request.signed",
     )),
+    Verb("device-key", "freehold.device.device_key_verbs", "the key by which this machine signs what its owner asked for", (
+        "freehold device-key show --json",
+        "freehold device-key renew --request renew.request     (then, where the owner's key is:) freehold sign renew.request",
+        "freehold device-key renew --answer renew.request.signed",
+        "freehold device-key destroy --dry-run",
+    ), group=True),
     Verb("sign", LOCK, "answer a machine's request, or sign a release that was built unsigned", (
         "freehold sign lock.request --key file:owner.key",
         "freehold sign server-1.2 --key 'pkcs11:token=HSM;object=release;certificate=release.crt'",

@@ -138,7 +138,6 @@ def plan_rollback(entries: Sequence[Entry], booted: str) -> Switch:
     When another than the running one would boot next (an update waits, or a rollback was done already),
     the running one is chosen: the waiting change is undone. Otherwise it is the newest other that is
     good or was set aside, so that a second rollback (after the reboot) leads back.
-    First the chosen one is made bootable, then everything that sorts before it is set aside.
     Raises :class:`NotHereError` when there is nothing to go back to.
     """
     ordered = order(entries)
@@ -153,7 +152,7 @@ def plan_rollback(entries: Sequence[Entry], booted: str) -> Switch:
             )
         # A set-aside entry may be newer than a good one: judge by version alone.
         chosen = newest_first(others)[0]
-    return _switch(ordered, chosen)
+    return plan_switch(ordered, chosen)
 
 
 def plan_boot(entries: Sequence[Entry], identity: str) -> Switch:
@@ -165,11 +164,12 @@ def plan_boot(entries: Sequence[Entry], identity: str) -> Switch:
     chosen = next((entry for entry in ordered if entry.id == identity), None)
     if chosen is None:
         raise NotHereError(f"no boot entry is of the deployment {identity}", hint="the state lists what there is")
-    return _switch(ordered, chosen)
+    return plan_switch(ordered, chosen)
 
 
-def _switch(ordered: Sequence[Entry], chosen: Entry) -> Switch:
-    """First ``chosen`` is made bootable, then everything that sorts before it is set aside."""
+def plan_switch(entries: Sequence[Entry], chosen: Entry) -> Switch:
+    """How to make ``chosen`` boot next: first it is made bootable, then everything that sorts before it is set aside."""
+    ordered = order(entries)
     renames: list[tuple[str, str]] = []
     target = chosen
     if chosen.left == 0:

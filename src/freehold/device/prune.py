@@ -23,6 +23,9 @@ from freehold.update.manifest import ID_LENGTH
 _IMAGE_NAME = re.compile(r"[0-9a-f]{64}\Z")
 #: Where UKIs are assembled on the ESP: the boot loader does not look there.
 ESP_SCRATCH = "EFI/freehold"
+#: Where derived deployments are put together.
+DERIVE_SCRATCH = "derive"
+LAYER_SCRATCH = "layer"
 
 
 def keep(
@@ -64,6 +67,11 @@ def cleanup(sysroot: Sysroot, monitor: Monitor, *, tight: bool = False) -> list[
     since = known[booted].manifest.timestamp if booted in known else 0
     downloads = [d.id for d in known.values() if d.id not in bootable and d.manifest.timestamp > since]
     kept = keep(entries, booted, pinned, downloads[:1], tight=tight)
+    # A derived deployment stands on a release: the next derivation needs its manifest, image and kernel image.
+    for identity in sorted(kept & known.keys()):
+        derived = known[identity].manifest.derived
+        if derived is not None:
+            kept.add(derived.base[:ID_LENGTH])
     referenced = content.references(sysroot)
     # Never let prune see a deployment that stays without a ref, whoever made it.
     for identity in sorted(kept & known.keys() - referenced):
@@ -103,7 +111,10 @@ def _remove(sysroot: Sysroot, identity: str, entries: Iterable[loader.Entry], re
 
 
 def _sweep(sysroot: Sysroot) -> None:
-    """What interrupted downloads and copies left."""
+    """What interrupted downloads, derivations and copies left."""
+    for name in (DERIVE_SCRATCH, LAYER_SCRATCH):
+        if (sysroot.root / name).is_dir():
+            shutil.rmtree(sysroot.root / name)
     for directory, prefix in ((sysroot.images, atomic.TEMPORARY_PREFIX), (sysroot.esp / ESP_SCRATCH, "")):
         for name in _names(directory):
             if name.startswith(prefix):

@@ -24,11 +24,11 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.device import content, loader, prune
-from freehold.device.sysroot import Deployment, Sysroot, UpdateConfig, read_bytes, record
+from freehold.device.sysroot import Deployment, Sysroot, UpdateConfig, record
 from freehold.errors import FreeholdError, NotHereError, VerificationError
 from freehold.monitor import Monitor, step
 from freehold.update import fetch
-from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, Manifest, canonical, parse_manifest
+from freehold.update.manifest import Manifest, canonical
 
 #: Bytes that stay free on the root file system beside the image (ostree keeps a reserve of its own for objects).
 ROOT_RESERVE = 64 << 20
@@ -80,25 +80,16 @@ def judge(offered: Manifest, running: Manifest, entries: list[loader.Entry]) -> 
 
 def running_manifest(sysroot: Sysroot) -> Deployment:
     """The running deployment, its manifest's signature checked: root may have rewritten the copy on the disk."""
-    from freehold.keys.verify import Keychain, verify_document
+    from freehold.device import base
 
     identity = sysroot.booted_id()
-    directory = sysroot.deployments / identity
     try:
-        data = read_bytes(directory / "manifest.json", MANIFEST_LIMIT)
-        signature = read_bytes(directory / "manifest.json.sig", SIGNATURE_LIMIT)
-    except OSError as error:
-        raise NotHereError(f"the running deployment {identity} has no manifest: {error.strerror}") from None
-    verdict = verify_document(data, signature, keychain=Keychain.from_directory(sysroot.keychain))
-    if not verdict.ok:
-        raise VerificationError(
-            f"the manifest of the running deployment is not genuine: {verdict.reason}",
-            hint="somebody with root rights changed it; `freehold verify` looks for more",
-        )
-    manifest = parse_manifest(data)
-    if manifest.image_digest != sysroot.booted():
-        raise VerificationError(f"the manifest in {directory} is another deployment's")
-    return Deployment(identity, manifest, verdict.key or "", (directory / "pinned").exists())
+        found, _ = base.read(sysroot, identity)
+    except VerificationError as error:
+        raise VerificationError(f"the running deployment: {error.message}", hint=error.hint) from None
+    if found.manifest.image_digest != sysroot.booted():
+        raise VerificationError(f"the manifest of {identity} is another deployment's")
+    return Deployment(identity, found.manifest, found.signer, (sysroot.deployments / identity / "pinned").exists())
 
 
 def look(sysroot: Sysroot, config: UpdateConfig) -> fetch.Offer:
@@ -108,11 +99,13 @@ def look(sysroot: Sysroot, config: UpdateConfig) -> fetch.Offer:
     return fetch.offer(config.url, config.stream, Keychain.from_directory(sysroot.keychain))
 
 
-def remember(sysroot: Sysroot, config: UpdateConfig, offered: Manifest | None) -> None:
-    """Note the outcome of a check for ``status``: ``offered`` is what could be installed (informational)."""
+def remember(sysroot: Sysroot, config: UpdateConfig, offered: Manifest | None, *, held: str = "") -> None:
+    """Note the outcome of a check for ``status``: ``offered`` is what could be installed, ``held`` why it was not
+    (informational).
+    """
     available = {"version": offered.version, "id": offered.id, "timestamp": offered.timestamp} if offered else None
     sysroot.state.mkdir(parents=True, exist_ok=True)
-    data = {"last_check": int(time.time()), "stream": config.stream, "available": available}
+    data = {"last_check": int(time.time()), "stream": config.stream, "available": available, "held": held[:500] or None}
     atomic.write(sysroot.state / "update.json", canonical(data) + b"\n")
 
 
@@ -133,7 +126,7 @@ def ensure_esp(sysroot: Sysroot) -> list[loader.Entry]:
 def download(sysroot: Sysroot, offer: fetch.Offer, config: UpdateConfig, monitor: Monitor) -> None:
     """Steps 2 to 5: everything of ``offer`` onto the machine, nothing bootable yet. The caller holds the lock."""
     manifest = offer.manifest
-    _make_room(sysroot, manifest, monitor)
+    make_room(sysroot, manifest, monitor)
     with step(monitor, "fetching content"):
         content.pull(sysroot, f"{config.url}/repo", manifest.commit, manifest.id)
     with step(monitor, "verifying content"):
@@ -192,7 +185,8 @@ def _shortage(sysroot: Sysroot, manifest: Manifest) -> str:
     return ""
 
 
-def _make_room(sysroot: Sysroot, manifest: Manifest, monitor: Monitor) -> None:
+def make_room(sysroot: Sysroot, manifest: Manifest, monitor: Monitor) -> None:
+    """Room for the image and the UKI of ``manifest``; old deployments go when it is short. :class:`FreeholdError`: no room."""
     for tight in (False, True):
         if not _shortage(sysroot, manifest):
             return

@@ -8,6 +8,7 @@ The JSON form is ``freehold-status-1`` (docs/device.md). It starts at most one p
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 
 from freehold.device import loader
@@ -43,7 +44,7 @@ def entries_of(sysroot: Sysroot) -> list[loader.Entry]:
 
 
 def keychain_of(sysroot: Sysroot) -> list[dict[str, object]]:
-    """Name, role and SHA-256 of each sealed certificate, and whether the release revokes it."""
+    """Name, role and SHA-256 of each sealed certificate, and whether the release revokes it; last the device's own."""
     try:
         names = sorted(path.name for path in sysroot.keychain.iterdir() if path.suffix == ".der")
         listed = read_text(sysroot.keychain / "revoked", _REVOKED_LIMIT).splitlines()
@@ -59,7 +60,26 @@ def keychain_of(sysroot: Sysroot) -> list[dict[str, object]]:
         role, _, label = name.removesuffix(".der").partition("-")
         digest = hashlib.sha256(data).hexdigest()
         result.append({"name": label, "role": role, "sha256": digest, "revoked": digest in refused})
-    return result
+    return result + device_key_of(sysroot, refused)
+
+
+def device_key_of(sysroot: Sysroot, revoked: set[str]) -> list[dict[str, object]]:
+    """This machine's own certificate as a row of the keychain, with who keeps its key and until when it is valid; or nothing."""
+    path = sysroot.root / "owner/device.facts"
+    if not os.path.lexists(path):
+        return []
+    from freehold.keys.device import MAX_TEXT, read_facts
+
+    try:
+        known = read_facts(read_bytes(path, MAX_TEXT))
+    except (OSError, FreeholdError, ValueError):
+        return []
+    return [
+        {
+            "name": "this machine", "role": "device", "sha256": known.sha256, "revoked": known.sha256 in revoked,
+            "keeper": known.keeper, "not_after": known.not_after,
+        }
+    ]  # fmt: skip
 
 
 def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
@@ -121,6 +141,8 @@ def refusals_of(sysroot: Sysroot) -> list[str]:
 
 def _row(deployment: Deployment, booted: str, entry: loader.Entry | None, staged: bool) -> dict[str, object]:
     manifest = deployment.manifest
+    derived = manifest.derived
+    words = [line.split(" ") for line in derived.lines] if derived else []
     return {
         "id": deployment.id,
         "version": manifest.version,
@@ -131,9 +153,10 @@ def _row(deployment: Deployment, booted: str, entry: loader.Entry | None, staged
         "staged": staged,
         "pinned": deployment.pinned,
         "health": entry.state if entry is not None else "unknown",
-        "base_version": manifest.version,
-        "packages": [],
+        "base_version": derived.version if derived else manifest.version,
+        "packages": [line[-1] for line in words if line[0] in ("package", "file")],
         "overrides": [],
+        "kargs": [line[1:] for line in words if line[0] == "karg"],
         "signer": deployment.signer or None,
     }
 
@@ -154,6 +177,9 @@ def gather(sysroot: Sysroot) -> dict[str, object]:
         if deployment.id in states or deployment.id == booted or not entries
     ]
     lock, messages = lock_of(sysroot)
+    held = read_json(sysroot.state / "update.json").get("held")
+    if isinstance(held, str) and held:
+        messages.append(f"update: {held[:500]}")
     return {
         "schema": SCHEMA,
         "booted": booted or None,
@@ -194,6 +220,9 @@ def text(data: dict[str, object]) -> str:
         words = [word for word in ("booted", "staged", "pinned") if row[word]]
         if row["health"] not in ("good", "unknown"):
             words.append(str(row["health"]))
+        if row["base_version"] != row["version"]:
+            added = f"{len(_list(row['packages']))} packages, {len(_list(row['kargs']))} kernel arguments"
+            words.append(f"{row['base_version']} with {added} of yours")
         signer = f"  signed by {row['signer']}" if row["signer"] else ""
         lines.append(f"{mark} {row['version']}  {row['id']}  {', '.join(words)}{signer}".rstrip())
     if not data["booted"]:
@@ -201,7 +230,12 @@ def text(data: dict[str, object]) -> str:
     secure = "on" if lock.get("secure_boot") else NOT_VERIFIED if data["booted"] else "off"
     since = f" since {when(lock.get('since'))}" if isinstance(lock.get("since"), int) else ""
     keys = [key for key in _list(lock.get("keychain")) if isinstance(key, dict) and not key["revoked"]]
-    lines.append(f"Lock: {lock.get('state')}{since}; Secure Boot {secure}; {len(keys)} keys")
+    own = next((key for key in keys if key["role"] == "device"), None)
+    device = ""
+    if own is not None:
+        kept = "sealed by the TPM" if own["keeper"] == "tpm2" else "in a file"
+        device = f"; device key {kept}, until {when(own['not_after'])[:10]}"
+    lines.append(f"Lock: {lock.get('state')}{since}; Secure Boot {secure}; {len(keys) - bool(own)} keys{device}")
     stream = update.get("stream")
     checked = update.get("last_check")
     known = f", last check {when(checked)}" if isinstance(checked, int) else ", never checked"

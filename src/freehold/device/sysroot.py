@@ -84,13 +84,14 @@ class UpdateConfig(NamedTuple):
 class Sysroot(NamedTuple):
     """Paths of one machine. ``system`` prefixes /usr, /etc, /run, /proc and /sys.
 
-    ``ostree`` is how its command line begins.
+    ``ostree`` and ``mkfs`` (of EROFS) are how their command lines begin.
     """
 
     root: Path = Path("/sysroot")
     esp: Path = Path("/efi")
     system: Path = Path("/")
     ostree: tuple[str, ...] = ("ostree",)
+    mkfs: tuple[str, ...] = ("mkfs.erofs",)
     verity: Verity = KERNEL_VERITY
     #: Whether the repository's file system has fs-verity, so that ostree enables it itself.
     kernel_verity: bool = True

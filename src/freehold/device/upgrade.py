@@ -4,17 +4,36 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from freehold import atomic
-from freehold.device import loader, prune, stage
+from freehold.device import apply, loader, prune, request_verbs, stage, wanted
+from freehold.device import base as bases
+from freehold.device.base import Base
 from freehold.device.sysroot import Sysroot, UpdateConfig, record
-from freehold.errors import EXIT_DONE, EXIT_UNCHANGED
+from freehold.device.wanted import Wanted
+from freehold.errors import EXIT_DONE, EXIT_UNCHANGED, FreeholdError
 from freehold.monitor import Monitor, step
 from freehold.report import Report
-from freehold.update.manifest import Difference, Manifest, difference
+from freehold.update.manifest import Difference, Manifest, difference, sha256
+
+if TYPE_CHECKING:
+    from freehold.keys.x509 import Signer
+    from freehold.lock.intent import Intent
 
 SCHEMA = "freehold-upgrade-1"
+#: The one way to a process that may read the device key.
+UPDATER = "/usr/lib/freehold/updater"
+
+
+#: Opens the key that signs what this machine derives; ``None`` and the reason when it has none.
+Signers = Callable[["Intent | None"], "tuple[Signer | None, str]"]
+
+
+def _device_signer(intent: Intent | None) -> tuple[Signer | None, str]:
+    return request_verbs.device_signer(intent)
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,7 @@ class Options:
     until: str = "stage"
     reboot: bool = False
     unchanged_exit_77: bool = False
+    signer: Signers = _device_signer
 
 
 def upgrade(sysroot: Sysroot, options: Options, monitor: Monitor) -> Report:
@@ -43,11 +63,13 @@ def upgrade(sysroot: Sysroot, options: Options, monitor: Monitor) -> Report:
 
 def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: Monitor) -> Report:
     running = stage.running_manifest(sysroot).manifest
+    release = bases.of(sysroot, running.id).manifest if running.derived else running
     with step(monitor, "asking the update server"):
         offer = stage.look(sysroot, config)
     offered = offer.manifest
-    entries = stage.ensure_esp(sysroot)
-    judgement = stage.judge(offered, running, entries)
+    # What a machine made for itself is judged as the release that it stands on.
+    entries = bases.as_releases(sysroot, stage.ensure_esp(sysroot))
+    judgement = stage.judge(offered, release, entries)
     fresh = judgement.verdict == "new"
     if fresh:
         _above_floor(sysroot, offered.number, offered.version)
@@ -65,30 +87,87 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
         "downloaded": False,
     }
     if options.until == "preview":
-        changes = difference(running, offered)
+        changes = difference(release, offered)
         data["packages"] = {
             "added": [list(row) for row in changes.added],
             "removed": [list(row) for row in changes.removed],
             "changed": [list(row) for row in changes.changed],
         }
-        return Report(data, _preview(running, offered, changes), _status(fresh, options))
+        return Report(data, _preview(release, offered, changes), _status(fresh, options))
     if not fresh:
         if judgement.verdict == "staged" and options.reboot:
             _reboot()
         return Report(data, f"Nothing to do: {judgement.reason}.\n", _status(fresh, options))
     if options.until == "check":
         return Report(data, f"{offered.version} is available; `freehold upgrade` installs it.\n")
+    asked = wanted.load(sysroot) if options.until == "stage" and (sysroot.root / "owner/id").exists() else None
     stage.download(sysroot, offer, config, monitor)
     data["downloaded"] = True
     if options.until == "download":
         return Report(data, f"{offered.version} is downloaded; `freehold upgrade` makes it the next to boot.\n")
     with step(monitor, "staging"):
-        stage.commit(sysroot, offered)
+        staged = offered
+        if asked is not None and asked.list:
+            try:
+                staged = reapply(sysroot, Base(offered, sha256(offer.manifest_bytes)), asked, options.signer, monitor)
+            except FreeholdError as error:
+                stage.remember(sysroot, config, offered, held=error.message)
+                raise
+            data["requests"] = list(asked.list.lines)
+        else:
+            # Before the commit point: what boots next can then have the device key at once.
+            data["device_key"] = _allow_device_key(sysroot, offered.id, monitor)
+            stage.commit(sysroot, offered)
         stage.remember(sysroot, config, None)
     data["staged"] = True
     if options.reboot:
         _reboot()
-    return Report(data, f"{offered.version} is staged and boots next; `systemctl reboot` switches to it.\n")
+    return Report(data, f"{staged.version} is staged and boots next; `systemctl reboot` switches to it.\n")
+
+
+def reapply(sysroot: Sysroot, base: Base, asked: Wanted, signer: Signers, monitor: Monitor) -> Manifest:
+    """The owner's requests on a new release: that deployment boots next, never the release alone.
+
+    When it cannot be made, the update is held: :class:`FreeholdError` says why, the release stays downloaded, and what
+    ran before goes on.
+    """
+    key, why = signer(asked.intent)
+    allow = request_verbs.device_allow if key is not None else None
+    version = base.manifest.version
+    try:
+        return apply.on_base(sysroot, base, asked.text, asked.serial, key, monitor, allow=allow).manifest
+    except apply.UnsignableError:
+        record(sysroot, "held", id=base.manifest.id, version=version, reason=why)
+        raise FreeholdError(
+            f"{version} is held: it is downloaded, but no key here can sign it with your requests ({why})",
+            hint=f"freehold apply --release {version} --request FILE has the owner sign it",
+        ) from None
+    except FreeholdError as error:
+        record(sysroot, "held", id=base.manifest.id, version=version, reason=error.message)
+        raise FreeholdError(
+            f"{version} is held: your requests do not go with it: {error.message}",
+            hint="change the requests (freehold requests lists them), then freehold upgrade",
+            details=error.diagnostics(),
+        ) from None
+
+
+def _allow_device_key(sysroot: Sysroot, deployment: str, monitor: Monitor) -> bool:
+    """Let the staged deployment have the device key, where there is one. That it cannot does not keep a machine from updating."""
+    from freehold.device.device_key import Places, facts
+    from freehold.run import run
+
+    if facts(Places(sysroot.root / "owner", sysroot.state)) is None:
+        return False
+    # This process may be steered by whoever started it; the guard lets only the updater's read the key.
+    try:
+        done = run([UPDATER, "allow", deployment], check=False, timeout=300)
+    except FreeholdError as error:
+        monitor.message(f"the device key will not be there after the reboot: {error.message}")
+        return False
+    if done.status != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        monitor.message(f"the device key will not be there after the reboot: {said[-1][:300]}")
+    return done.status == 0
 
 
 def rollback(sysroot: Sysroot, monitor: Monitor, *, reboot: bool = False) -> Report:

@@ -2,7 +2,7 @@
 """What a metadata image says about one file: which object holds its data, and that object's fs-verity digest. Pure.
 
 The two attributes are overlayfs' (kernel ``Documentation/filesystems/overlayfs.rst``, ``fs/overlayfs/overlayfs.h``);
-:mod:`freehold.build.headerball` writes them.
+:mod:`freehold.seal.headerball` writes them.
 """
 
 from __future__ import annotations

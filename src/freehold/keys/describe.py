@@ -15,7 +15,8 @@ MEANING: dict[Role, str] = {
     "vendor": "issue release certificates: machines that have it in their keychain believe what those sign",
     "owner": "say for a machine whether it is locked, commit its /etc, and issue device certificates",
     "release": "sign releases: manifests of updates, and boot images that firmware with this certificate or its vendor's starts",
-    "device": "sign files of its owner's machines, for a kernel that has the owner's certificate; no releases, no intents",
+    "device": "sign what its one machine derives from its owner's requests and from releases (deployments, boot images, files), "
+    "for that machine; no releases, no intents",
 }
 NO_ROLE = "nothing by itself: it names no role, the keychain's file name decides (ROLE-NAME.der)"
 #: What those who read "expires" or "revoked" should know; seen with Linux 6.12.
@@ -90,7 +91,7 @@ def _reach(facts: dict[str, object]) -> str:
         return "machines by their keychain" if role in (None, *KEYCHAIN_ROLES) else "nobody: a device is issued by an owner"
     if role == "release":
         return "machines with each signature: only its vendor has to be in their keychain, so it can be replaced at any time"
-    return "a kernel with each signature: only its owner has to be in the keychain"
+    return "its machine with each signature: only its owner has to be in the keychain, and in the firmware's db"
 
 
 def one_line(row: dict[str, object]) -> str:

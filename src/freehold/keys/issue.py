@@ -28,8 +28,8 @@ from freehold.keys.formats import (
     reason_valid,
     serialize_revoked,
 )
-from freehold.keys.verify import Role, is_authority
-from freehold.keys.x509 import MAX_KEY_BYTES, MAX_PASSPHRASE_BYTES, Signer, rsa_public
+from freehold.keys.verify import ISSUER, MACHINE_URI, Role, is_authority
+from freehold.keys.x509 import MAX_KEY_BYTES, MAX_PASSPHRASE_BYTES, Signer, der_of, rsa_public
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -41,8 +41,6 @@ DAYS_SELF_SIGNED = 20 * 365 + 5
 DAYS_ISSUED = 730
 #: The last year of a four-digit date is far; 100 years are a mistake.
 MAX_DAYS = 36525
-#: Who issues which role.
-ISSUER: dict[Role, Role] = {"release": "vendor", "device": "owner"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -69,22 +67,24 @@ def create_for(key: RSAPrivateKey, name: str, role: Role, directory: Path) -> Ke
 
 
 def issue(
-    name: str, role: Role, directory: Path, passphrase: bytes | None, authority: Signer, days: int = DAYS_ISSUED
+    name: str, role: Role, directory: Path, passphrase: bytes | None, authority: Signer, days: int = DAYS_ISSUED,
+    machine: str | None = None,
 ) -> KeyFiles:
     """Make an RSA key in ``directory``, and a certificate for it by ``authority``.
 
     Raises :class:`InputError` as :func:`create`, and when ``authority`` may not issue for ``role`` or is out of date.
     """
     check_authority(authority, role, days)
-    return _new_key(name, directory, passphrase, lambda key: issued(key.public_key(), name, role, authority, days))
+    return _new_key(name, directory, passphrase, lambda key: issued(key.public_key(), name, role, authority, days, machine))
 
 
 def issue_for(
-    public: RSAPublicKey, name: str, role: Role, directory: Path, authority: Signer, days: int = DAYS_ISSUED
+    public: RSAPublicKey, name: str, role: Role, directory: Path, authority: Signer, days: int = DAYS_ISSUED,
+    machine: str | None = None,
 ) -> KeyFiles:
     """Write a certificate by ``authority`` for a key of which only the ``public`` part is here; raises as :func:`issue`."""
     check_authority(authority, role, days)
-    return _write_certificate(name, directory, lambda: issued(public, name, role, authority, days))
+    return _write_certificate(name, directory, lambda: issued(public, name, role, authority, days, machine))
 
 
 def check_authority(authority: Signer, role: Role, days: int) -> None:
@@ -111,17 +111,41 @@ def check_authority(authority: Signer, role: Role, days: int) -> None:
 
 def request(key: RSAPrivateKey, name: str, directory: Path) -> Path:
     """Write ``NAME.csr`` (PKCS#10, PEM) for ``key``; :class:`InputError` for a bad name and when the file exists."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.serialization import Encoding
-    from cryptography.x509.oid import NameOID
 
     path = directory / f"{name}.csr"
     with _claimed(name, directory, path):
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-        atomic.write(path, made.public_bytes(Encoding.PEM))
+        atomic.write(path, _request(key, name).public_bytes(Encoding.PEM))
     return path
+
+
+def _request(key: RSAPrivateKey, name: str) -> x509.CertificateSigningRequest:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.x509.oid import NameOID
+
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+
+
+def device_certificate(public: RSAPublicKey, machine: str, authority: Signer, days: int = DAYS_ISSUED) -> bytes:
+    """The certificate (DER) by the owner ``authority`` for the device key of ``machine``; raises as :func:`issue_for`."""
+    check_authority(authority, "device", days)
+    return der_of(issued(public, machine, "device", authority, days, machine))
+
+
+def request_der(key: RSAPrivateKey, name: str) -> bytes:
+    """A certificate request (PKCS#10, DER) for ``key``."""
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return _request(key, name).public_bytes(Encoding.DER)
+
+
+def requested_key_der(der: bytes, what: str) -> RSAPublicKey:
+    """The public key of a request in DER; as :func:`requested_key`, ``what`` names it in errors."""
+    from cryptography import x509
+
+    return _requested(lambda: x509.load_der_x509_csr(der), what)
 
 
 def requested_key(path: Path) -> RSAPublicKey:
@@ -136,17 +160,21 @@ def requested_key(path: Path) -> RSAPublicKey:
             content = source.read(MAX_KEY_BYTES)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+    return _requested(lambda: x509.load_pem_x509_csr(content), str(path))
+
+
+def _requested(load: Callable[[], x509.CertificateSigningRequest], what: str) -> RSAPublicKey:
     try:
-        found = x509.load_pem_x509_csr(content)
+        found = load()
         genuine = found.is_signature_valid
         public = found.public_key()
     except Exception as error:  # each library version has its own for what it cannot read
-        raise InputError(f"{path} is not a certificate request in PEM", hint="`freehold key request` makes one") from error
+        raise InputError(f"{what} is not a certificate request", hint="`freehold key request` makes one in PEM") from error
     if not genuine:
         raise InputError(
-            f"{path} was not signed by the key that it names", hint="have it made again: freehold key request NAME --key URI"
+            f"{what} was not signed by the key that it names", hint="have it made again: freehold key request NAME --key URI"
         )
-    return rsa_public(public, f"the key in {path}")
+    return rsa_public(public, f"the key in {what}")
 
 
 def revoke(der: bytes, reason: str, directory: Path) -> bool:
@@ -201,14 +229,19 @@ def self_signed(key: RSAPrivateKey, name: str, role: Role) -> x509.Certificate:
     )
 
 
-def issued(public: RSAPublicKey, name: str, role: Role, authority: Signer, days: int) -> x509.Certificate:
-    """A leaf certificate by ``authority``, which is outlived by none."""
+def issued(
+    public: RSAPublicKey, name: str, role: Role, authority: Signer, days: int, machine: str | None = None
+) -> x509.Certificate:
+    """A leaf certificate by ``authority``, which is outlived by none; for ``machine`` only, when that is given."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     issuer = authority.certificate
     builder = _builder(public, _subject(name, role), issuer.subject, days, issuer.not_valid_after_utc)
+    if machine is not None:
+        names = [x509.UniformResourceIdentifier(MACHINE_URI + machine)]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(authority=False), critical=True)

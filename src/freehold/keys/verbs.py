@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freehold.errors import InputError
+from freehold.keys.device import MACHINE
 from freehold.keys.formats import REVOKED_NAME
 from freehold.keys.verify import Keychain
 from freehold.monitor import Monitor
@@ -59,6 +60,7 @@ def issue_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--role", required=True, choices=ISSUED, help="release: by a vendor; device: by an owner")
     parser.add_argument("--ca", required=True, metavar="URI", help="the issuing key: file:, pkcs11: or tpm2:")
     parser.add_argument("--days", type=int, metavar="N", help="how long it is valid (default 730; never longer than the CA)")
+    parser.add_argument("--machine", metavar="ID", help="for a device: the machine that it is for, 32 hex digits")
     how = _output_arguments(parser)
     how.add_argument("--request", type=Path, metavar="FILE", help="certify the key of this request (PEM), make none")
 
@@ -71,13 +73,18 @@ def issue(arguments: argparse.Namespace, monitor: Monitor) -> Report:
 
     out = arguments.out or default_directory()
     days = work.DAYS_ISSUED if arguments.days is None else arguments.days
+    machine = arguments.machine
+    if machine is not None and (arguments.role != "device" or not MACHINE.fullmatch(machine)):
+        hint = "it is /etc/machine-id of that machine"
+        raise InputError("--machine is for the role device, and 32 lower-case hex digits", hint=hint)
     public = work.requested_key(arguments.request) if arguments.request else None
     authority = x509.load_signer(arguments.ca, _ask, tokens.schemes(monitor))
     if public is not None:
-        return _made("issue", work.issue_for(public, arguments.name, arguments.role, out, authority, days), encrypted=None)
+        files = work.issue_for(public, arguments.name, arguments.role, out, authority, days, machine)
+        return _made("issue", files, encrypted=None)
     work.check_authority(authority, arguments.role, days)
     passphrase = _passphrase(arguments)
-    files = work.issue(arguments.name, arguments.role, out, passphrase, authority, days)
+    files = work.issue(arguments.name, arguments.role, out, passphrase, authority, days, machine)
     return _made("issue", files, encrypted=passphrase is not None)
 
 

@@ -3,8 +3,9 @@
 
 The keychain is always an explicit argument, there is no default root of trust, and an empty one
 denies. Signatures are RSA PKCS#1 v1.5 with SHA-256. A signature counts when a certificate of the keychain
-made it, or, for a document, when it encloses a certificate that a vendor of the keychain issued. What the
-keychain's list of revoked certificates names never counts, in no place. Dates are no policy here: a machine
+made it, or, for a document, when it encloses a certificate that a vendor of the keychain issued (a release's), or
+that an owner of the keychain issued for this very machine (a device's). What the keychain's list of revoked
+certificates names never counts, in no place. Dates are no policy here: a machine
 has no clock that it could trust, and the kernel does not look at them.
 """
 
@@ -28,6 +29,10 @@ Role = Literal["vendor", "owner", "release", "device"]
 ROLES: tuple[Role, ...] = get_args(Role)
 #: What a keychain pins. A device's certificate comes with what it signs, its issuer is what is pinned.
 KEYCHAIN_ROLES: tuple[Role, ...] = ("vendor", "owner", "release")
+#: Who issues the certificates that come with what they signed. No other role has such: whom nobody pinned is no owner.
+ISSUER: dict[Role, Role] = {"release": "vendor", "device": "owner"}
+#: How a device's certificate names its machine: a URI among its alternative names, this and 32 hex digits.
+MACHINE_URI = "urn:freehold:machine:"
 
 MAX_DATA_BYTES = 64 << 20
 MAX_SIGNATURE_BYTES = 512  # RSA-4096
@@ -35,6 +40,7 @@ MAX_CERTIFICATE_BYTES = 16384
 MAX_CERTIFICATES = 64
 
 _FILE_NAME = re.compile(rf"({'|'.join(KEYCHAIN_ROLES)})-([A-Za-z0-9][A-Za-z0-9._-]*)\.der")
+_MACHINE = re.compile(r"[0-9a-f]{32}")
 _COMMON_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -204,10 +210,13 @@ def verify(data: bytes, signature: bytes, *, keychain: Keychain, role: Role) -> 
     return _no(f"no certificate of role {role} made this signature (tried {', '.join(entry.name for entry in pinned)})")
 
 
-def verify_document(data: bytes, signature_file: bytes, *, keychain: Keychain, role: Role = "release") -> Verdict:
-    """Is the document ``data`` signed for ``role``, by the keychain or by a certificate that one of its vendors issued?
+def verify_document(
+    data: bytes, signature_file: bytes, *, keychain: Keychain, role: Role = "release", machine: str | None = None
+) -> Verdict:
+    """Is the document ``data`` signed for ``role``, by the keychain or by a certificate that one of its issuers made?
 
-    ``signature_file`` is the content of the document's ``.sig``. Pure; never raises for bad input.
+    ``signature_file`` is the content of the document's ``.sig``. For the role ``device`` only a certificate counts that an
+    owner issued for ``machine``. Pure; never raises for bad input.
     """
     if not signature_file:
         return _no("there is no signature")
@@ -216,19 +225,56 @@ def verify_document(data: bytes, signature_file: bytes, *, keychain: Keychain, r
     except ValueError as error:
         return _no(str(error))
     verdict = verify(data, enclosed.signature, keychain=keychain, role=role)
-    if verdict.ok or enclosed.certificate is None or len(data) > MAX_DATA_BYTES:
+    if verdict.ok or enclosed.certificate is None or role not in ISSUER or len(data) > MAX_DATA_BYTES:
         return verdict
     try:
-        name, issuer = _leaf(enclosed.certificate, keychain, role)
+        name, issuer = judge_leaf(enclosed.certificate, keychain, role, machine)
     except ValueError as error:
         return _no(f"the enclosed certificate {error}")
     if not _signed(enclosed.certificate, data, enclosed.signature):
         return _no(f"the enclosed certificate {name} did not make this signature")
-    return Verdict(True, name, f"signed by {name} ({role}), issued by {issuer} (vendor)")
+    return Verdict(True, name, f"signed by {name} ({role}), issued by {issuer} ({ISSUER[role]})")
 
 
-def _leaf(der: bytes, keychain: Keychain, role: Role) -> tuple[str, str]:
-    """Name and issuer's name of an enclosed certificate that counts; :class:`ValueError` says why one does not."""
+def verify_deployment(data: bytes, signature_file: bytes, *, keychain: Keychain, machine: str | None) -> Verdict:
+    """Is the manifest ``data`` a release's, or one that ``machine`` (its id) derived and signed itself?
+
+    The verdict on a refused one is that on a release. Pure; never raises for bad input.
+    """
+    verdict = verify_document(data, signature_file, keychain=keychain)
+    if verdict.ok or machine is None:
+        return verdict
+    own = verify_document(data, signature_file, keychain=keychain, role="device", machine=machine)
+    return own if own.ok else verdict
+
+
+def machine_of(certificate: x509.Certificate) -> str | None:
+    """The machine that a device's certificate is for (32 hex digits); ``None`` when it names none. Pure.
+
+    Raises :class:`ValueError` when its extensions cannot be read, or it names more than one.
+    """
+    from cryptography import x509
+
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    except Exception as error:
+        raise ValueError("has extensions that cannot be read") from error
+    uris = [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(MACHINE_URI)]
+    if len(uris) > 1:
+        raise ValueError("names more than one machine")
+    machine = uris[0].removeprefix(MACHINE_URI) if uris else None
+    if machine is not None and not _MACHINE.fullmatch(machine):
+        raise ValueError("names a machine that is none")
+    return machine
+
+
+def judge_leaf(der: bytes, keychain: Keychain, role: Role, machine: str | None = None) -> tuple[str, str]:
+    """Name and issuer's name of a certificate that counts for ``role``; :class:`ValueError` says why one does not. Pure.
+
+    A ``device`` counts on the machine only that it is for, and nowhere when ``machine`` is ``None``.
+    """
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
@@ -248,16 +294,19 @@ def _leaf(der: bytes, keychain: Keychain, role: Role) -> tuple[str, str]:
         raise ValueError(f"{name} is not of role {role}")
     if is_authority(certificate):
         raise ValueError(f"{name} is a certificate authority, which signs no documents")
+    if role == "device" and (machine is None or machine_of(certificate) != machine):
+        raise ValueError(f"{name} is for another machine, or for none that it names")
+    issuer = ISSUER.get(role)
     for entry in keychain.certificates:
-        if entry.role != "vendor":
+        if entry.role != issuer:
             continue
         authority = x509.load_der_x509_certificate(entry.der)
         if is_authority(authority) and issued_by(certificate, authority):
             reason = keychain.why_revoked(entry.der)
             if reason is None:
                 return name, entry.name
-            raise ValueError(f"{name} was issued by {entry.name} (vendor), which is revoked: {reason}")
-    raise ValueError(f"{name} was issued by no vendor of the keychain")
+            raise ValueError(f"{name} was issued by {entry.name} ({issuer}), which is revoked: {reason}")
+    raise ValueError(f"{name} was issued by no {issuer} of the keychain")
 
 
 def _no(reason: str) -> Verdict:

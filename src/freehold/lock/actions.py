@@ -74,6 +74,13 @@ def standing() -> intent.Standing:
     return memory.judge(judged, signed, memory.load(OWNER))
 
 
+def waiting() -> tuple[Intent | None, bool]:
+    """The newest believed intent, and whether it still waits for the next boot."""
+    path = INBOX / "intent"
+    offered = path.read_bytes()[: intent.MAX_SIGNED_BYTES + 1] if path.exists() else None
+    return intent.newest(standing(), offered, keychain=keychain(), machine=machine_id())
+
+
 def changes() -> tuple[etc.Change, ...]:
     """How the running /etc differs from the factory's, machine state apart."""
     return tuple(etc.drift(FACTORY, ETC, ignore={*machine_files.COVERED, *etc.GENERATED}))
@@ -93,6 +100,19 @@ def capture() -> Captured:
     return Captured(found, config, tuple(left_out))
 
 
+def drop_links(layers: Path, serial: int) -> None:
+    """Forget the layers of /etc above ``serial`` that were promised to intents which did not come into force.
+
+    A change of requests makes such promises. A lock commits /etc, so what opens after it begins a fresh layer and must not
+    find the old one under its number.
+    """
+    for path in layers.iterdir() if layers.is_dir() else ():
+        if path.is_symlink() and path.name.isdigit() and int(path.name) > serial:
+            path.unlink()
+    if layers.is_dir():
+        atomic.fsync_directory(layers)
+
+
 def known_floor() -> floor.Known:
     """The rollback floor of this machine."""
     return floor.known(OWNER, KEYCHAIN)
@@ -107,7 +127,8 @@ def next_serial() -> int:
     """A serial that no intent of this machine has had, as far as it knows."""
     known = known_floor()
     if known.serial:
-        return known.serial + 1
+        pending, _ = waiting()
+        return max(known.serial, pending.serial if pending else 0) + 1
     # The owner's directory lost its intents: the TPM may remember one. Root can write this file, but on such a
     # machine nothing is locked.
     seen = boot_floor().get("serial")
@@ -123,8 +144,10 @@ def boot_floor() -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def propose(lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None) -> Intent:
-    """The intent that would follow the standing one.
+def propose(
+    lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None, strict: bool = False
+) -> Intent:
+    """The intent that would follow the newest believed one, whose requests stay; ``strict``: no device key.
 
     Without ``wanted_floor`` the rollback floor stays what it is, but the owner signs it anew.
     """
@@ -132,9 +155,11 @@ def propose(lock: Literal["open", "audit", "locked"], config: str | None, *, wan
     if kept is not None and kept > running_release():
         # An older release runs while open. What it could not boot with is not signed; what is kept stays.
         kept = None
+    current, _ = waiting()
     return Intent(
         machine=machine_id(), serial=next_serial(), lock=lock, since=int(time.time()), config=config,
-        floor=kept if wanted_floor is None else wanted_floor,
+        floor=kept if wanted_floor is None else wanted_floor, strict=strict,
+        requests=current.requests if current else None,
     )  # fmt: skip
 
 
@@ -155,6 +180,10 @@ def check_answer(signed: bytes) -> Intent:
     offer = intent.judge_offer(standing(), signed, keychain=keychain(), machine=machine_id())
     if not offer.accepted or offer.intent is None:
         raise VerificationError(f"the signed intent is refused: {offer.reason}", hint="make a new request on this machine")
+    pending, is_pending = waiting()
+    if is_pending and pending is not None and offer.intent.serial < pending.serial:
+        # The next boot would take the other one, and undo this.
+        raise VerificationError("the signed intent is refused: a newer one waits for the next boot")
     running = running_release()
     if (offer.intent.floor or 0) > running:
         raise VerificationError(
@@ -194,6 +223,7 @@ def enter(wanted: Intent, signed: bytes) -> None:
             ready()
             renew_etc(wanted.config)
         atomic.write(OWNER / "intent", signed, mode=0o600)
+        drop_links(OWNER / "etc", wanted.serial - 1)
         _note(wanted)
         if wanted.lock != "open" and guard.mode() != wanted.lock:
             guard.latch(wanted.lock)

@@ -229,6 +229,15 @@ def judge_offer(standing: Standing, signed: bytes, *, keychain: Keychain, machin
     return Offer(True, intent, f"serial {intent.serial}")
 
 
+def newest(standing: Standing, waiting: bytes | None, *, keychain: Keychain, machine: str) -> tuple[Intent | None, bool]:
+    """The intent that will be in force after the next boot, and whether it is the ``waiting`` one from the inbox."""
+    if waiting is not None:
+        offer = judge_offer(standing, waiting, keychain=keychain, machine=machine)
+        if offer.accepted and offer.intent is not None:
+            return offer.intent, True
+    return standing.intent, False
+
+
 def _check(signed: bytes, keychain: Keychain, machine: str) -> tuple[Intent | None, str, str]:
     """Intent, key and fault. The text is looked at only after the signature over all of it is good."""
     try:

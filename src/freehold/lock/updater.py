@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from freehold.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, FreeholdError
@@ -83,15 +83,15 @@ def _self_check(arguments: Sequence[str]) -> int:
     return EXIT_DONE if answer["reads"] else EXIT_FAILED
 
 
-#: The launcher has the same list, with the number of arguments of each.
+#: What needs no more than this module; :mod:`freehold.device.updater` has all of them.
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {"self-check": _self_check}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one verb; returns the exit status. Messages go to standard error."""
-    verb = VERBS.get(arguments[0]) if arguments else None
+def main(arguments: Sequence[str], verbs: Mapping[str, Callable[[Sequence[str]], int]] = VERBS) -> int:
+    """Run one of the ``verbs``; returns the exit status. Messages go to standard error."""
+    verb = verbs.get(arguments[0]) if arguments else None
     if verb is None:
-        os.write(2, f"usage: updater {' | '.join(VERBS)}\n".encode())
+        os.write(2, f"usage: updater {' | '.join(verbs)}\n".encode())
         return EXIT_USAGE
     try:
         return verb(arguments[1:])

@@ -7,17 +7,27 @@ import argparse
 import getpass
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from freehold import atomic
+from freehold.device import device_key_verbs
 from freehold.errors import FreeholdError, InputError
+from freehold.keys import device
 from freehold.keys.x509 import Signer, load_signer
-from freehold.lock import actions, guard, intent
+from freehold.lock import actions, guard, intent, requests
 from freehold.lock.intent import Intent
 from freehold.monitor import Monitor, step
 from freehold.report import Report
 
+if TYPE_CHECKING:
+    from freehold.device.strict import Ask
+
 SUFFIX = ".signed"
+#: What a lock request with a device key asks of the owner beyond the intent.
+DEVICE_KEY = (
+    "it also asks for a certificate for its device key, which signs what follows from your list of requests and new releases, "
+    "for this machine alone (--no-device-key: you sign each change yourself)"
+)
 
 
 def _credential(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +38,8 @@ def _credential(parser: argparse.ArgumentParser) -> None:
     choice.add_argument("--answer", type=Path, metavar="FILE", help="the signed answer to a request")
 
 
-def _owner(uri: str, monitor: Monitor) -> Signer:
+def owner_signer(uri: str, monitor: Monitor) -> Signer:
+    """The owner's key that ``uri`` names; :class:`InputError` for a key of another role."""
     from freehold.build import tokens
 
     signer = load_signer(uri, lambda prompt: getpass.getpass(prompt).encode(), tokens.schemes(monitor))
@@ -37,19 +48,20 @@ def _owner(uri: str, monitor: Monitor) -> Signer:
     return signer
 
 
-def _read(path: Path) -> bytes:
+def read_limited(path: Path, limit: int = intent.MAX_SIGNED_BYTES + device.MAX_TEXT) -> bytes:
+    """A request or an answer; :class:`InputError` for a file that cannot be read or is larger than these get."""
     try:
         with path.open("rb") as file:
-            data = file.read(intent.MAX_SIGNED_BYTES + 1)
+            data = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    if len(data) > intent.MAX_SIGNED_BYTES:
-        raise InputError(f"{path} is too large for an intent")
+    if len(data) > limit:
+        raise InputError(f"{path} is too large for a request or an answer")
     return data
 
 
-def _request(path: Path, wanted: Intent, verb: str) -> Report:
-    atomic.write(path, intent.serialize(wanted))
+def _request(path: Path, wanted: Intent, verb: str, device_request: bytes | None = None) -> Report:
+    atomic.write(path, device.attach(intent.serialize(wanted), device.REQUEST_LINE, device_request))
     text = (
         f"{path}: a request, to be signed with the owner's key\n"
         f"Next: freehold sign {path.name} --key file:owner.key     (where the key is)\n"
@@ -61,6 +73,7 @@ def _request(path: Path, wanted: Intent, verb: str) -> Report:
 def lock_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``freehold lock``."""
     parser.add_argument("--audit", action="store_true", help="refuse nothing, record what the lock would refuse")
+    parser.add_argument("--strict", action="store_true", help="no device key: the owner signs every change of the system")
     parser.add_argument("-n", "--dry-run", action="store_true", help="show what would be committed and what stands in the way")
     parser.add_argument(
         "--floor", type=int, metavar="N",
@@ -77,12 +90,15 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         raise FreeholdError("this machine is locked already", hint="`freehold status` shows since when")
     if options.dry_run:
         return _preview()
+    if options.strict and (options.audit or options.answer is not None):
+        raise InputError("--strict is for locking, and part of the request: the answer says it")
+    certificate = None
     if options.floor is not None:
         _check_floor(options)
     # First of all: nobody has to sign anything for a machine that cannot be locked.
     guard.load()
     if options.answer is not None:
-        signed = _read(options.answer)
+        signed, certificate = device.detach(read_limited(options.answer), device.CERTIFICATE_LINE)
         wanted = actions.check_answer(signed)
         if wanted.lock == "open":
             raise InputError("the answer says open, not locked", hint="use it with `freehold unlock --answer`")
@@ -92,18 +108,24 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
                 "locking needs the owner's credential",
                 hint="--key file:PATH where the key is at hand, or --request FILE to have it signed elsewhere",
             )
-        signer = _owner(options.key, monitor) if options.key else None
+        signer = owner_signer(options.key, monitor) if options.key else None
         with step(monitor, "commit /etc"):
             captured = actions.capture()
         for line in captured.left_out:
             monitor.message(f"not kept: {line}")
         # Auditing refuses nothing, and so has no reason to bind the owner to this release.
         floor = actions.running_release() if options.floor is None and not options.audit else options.floor
-        wanted = actions.propose("audit" if options.audit else "locked", captured.config, wanted_floor=floor)
+        state: Literal["audit", "locked"] = "audit" if options.audit else "locked"
+        wanted = actions.propose(state, captured.config, wanted_floor=floor, strict=options.strict)
+        asked = device_key_verbs.ask_for(wanted, device_key_verbs.this_machine(), monitor)
         if signer is None:
-            return _request(options.request, wanted, "lock")
+            return _request(options.request, wanted, "lock", asked)
         signed = intent.sign(wanted, signer.sign)
         actions.check_answer(signed)
+        if asked is not None:
+            certificate = _certified(asked, wanted, signer, monitor)
+    # Before the latch: after it nobody writes the owner's directory.
+    kept = device_key_verbs.keep(wanted, certificate, device_key_verbs.this_machine(), monitor)
     with step(monitor, "lock" if wanted.lock == "locked" else "audit"):
         actions.enter(wanted, signed)
     text = {
@@ -111,7 +133,23 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         "Next: freehold unlock (with the owner's key) is the way back; freehold denials shows what is refused.",
         "audit": "Auditing. Nothing is refused; freehold denials shows what the lock would refuse.\nNext: freehold lock",
     }[wanted.lock]
-    return Report({"schema": "freehold-lock-1", "state": wanted.lock, "serial": wanted.serial, "wanted": wanted_lock}, text)
+    if kept is not None and kept.keeper == "tpm2":
+        text += "\nThe device key is sealed by the TPM for boots that begin locked: it is there from the next boot on."
+    shown = {"keeper": kept.keeper, "sha256": kept.sha256, "not_after": kept.not_after} if kept else None
+    data: dict[str, object] = {
+        "schema": "freehold-lock-1", "state": wanted.lock, "serial": wanted.serial, "wanted": wanted_lock,
+        "strict": wanted.strict, "device_key": shown,
+    }  # fmt: skip
+    return Report(data, text)
+
+
+def _certified(asked: bytes, wanted: Intent, signer: Signer, monitor: Monitor) -> bytes | None:
+    """The device certificate by the owner's key at hand; an owner may lock also when it can no longer issue (its dates)."""
+    try:
+        return device_key_verbs.certify(asked, wanted, signer, None)
+    except InputError as error:
+        monitor.message(f"no device key: {error.message}")
+        return None
 
 
 def _check_floor(options: argparse.Namespace) -> None:
@@ -147,7 +185,7 @@ def unlock(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Open this machine at its next boot. Nothing is lost."""
     current = actions.standing()
     if options.answer is not None:
-        signed = _read(options.answer)
+        signed = read_limited(options.answer)
         wanted = actions.check_answer(signed)
         if wanted.lock != "open":
             raise InputError(f"the answer says {wanted.lock}, not open", hint="use it with `freehold lock --answer`")
@@ -162,7 +200,7 @@ def unlock(options: argparse.Namespace, monitor: Monitor) -> Report:
         wanted = actions.propose("open", current.intent.config if current.intent else None)
         if options.request is not None:
             return _request(options.request, wanted, "unlock")
-        signed = intent.sign(wanted, _owner(options.key, monitor).sign)
+        signed = intent.sign(wanted, owner_signer(options.key, monitor).sign)
         actions.check_answer(signed)
     actions.leave(signed)
     text = "The owner's word is in the inbox: the next boot is open.\nNext: reboot"
@@ -179,7 +217,7 @@ def floor_arguments(parser: argparse.ArgumentParser) -> None:
 def floor(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Show the rollback floor, or lower it at the next boot."""
     if options.answer is not None:
-        signed = _read(options.answer)
+        signed = read_limited(options.answer)
         wanted = actions.check_answer(signed)
         if options.lower is not None or wanted.floor is None:
             raise InputError("the answer names no floor, or two", hint="`freehold floor --lower N --request FILE` asks for one")
@@ -198,7 +236,7 @@ def floor(options: argparse.Namespace, monitor: Monitor) -> Report:
                 "lowering the floor needs the owner's credential",
                 hint="--key file:PATH where the key is at hand, or --request FILE to have it signed elsewhere",
             )
-        signed = intent.sign(wanted, _owner(options.key, monitor).sign)
+        signed = intent.sign(wanted, owner_signer(options.key, monitor).sign)
         actions.check_answer(signed)
     actions.leave(signed)
     return Report(
@@ -230,6 +268,8 @@ def sign_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", required=True, metavar="URI", help="the owner's or the release key: file:, pkcs11: or tpm2:")
     parser.add_argument("--store", type=Path, metavar="DIR", help="where a release that is given by its name is kept")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"the answer (default: REQUEST{SUFFIX})")
+    parser.add_argument("--no-device-key", action="store_true", help="sign the intent, certify no device key")
+    parser.add_argument("--days", type=int, metavar="N", help="how long a device certificate is valid (default 730)")
 
 
 def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
@@ -241,18 +281,66 @@ def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
         if options.output is not None:
             raise InputError("a release is signed where it is", hint="leave -o out, or copy the directory first")
         return builder.sign_release(release, options.key, monitor)
-    wanted = intent.parse(_read(options.request))
-    print(describe(wanted), file=sys.stderr)
-    answer = intent.sign(wanted, _owner(options.key, monitor).sign)
+    from freehold.device import strict
+
+    request = read_limited(options.request, strict.MAX_BYTES)
+    if request.startswith(strict.MAGIC):
+        return _sign_deployment(strict.unpack(request), options, monitor)
+    output = options.output or options.request.with_name(options.request.name + SUFFIX)
+    if device.is_request(request):
+        return _sign_renewal(request, output, options, monitor)
+    request, listed = requests.split(request)
+    text, asked = device.detach(request, device.REQUEST_LINE)
+    wanted = intent.parse(text)
+    if listed is not None and requests.name_of(listed) != wanted.requests:
+        raise InputError(f"{options.request}: its list of requests is not the one that its intent names")
+    print("\n".join([describe(wanted), *_listed(listed)]), file=sys.stderr)
+    if asked is not None and not options.no_device_key:
+        print(DEVICE_KEY, file=sys.stderr)
+    signer = owner_signer(options.key, monitor)
+    certificate = None
+    if asked is not None and not options.no_device_key:
+        certificate = device_key_verbs.certify(asked, wanted, signer, options.days)
+    atomic.write(output, device.attach(intent.sign(wanted, signer.sign), device.CERTIFICATE_LINE, certificate))
+    # A request to lower the floor of a locked machine says "locked" as well.
+    verb = "apply" if listed is not None else "unlock" if wanted.lock == "open" else "lock"
+    plain = wanted.lock == "locked" and listed is None
+    other = f"\n      or, if that asked:  freehold floor --answer {output.name}" if plain else ""
+    data = {
+        "schema": "freehold-sign-1", "answer": str(output), "machine": wanted.machine, "serial": wanted.serial,
+        "device_key": certificate is not None,
+    }  # fmt: skip
+    return Report(data, f"{output}: signed\nNext, on the machine: freehold {verb} --answer {output.name}{other}")
+
+
+def _sign_renewal(request: bytes, output: Path, options: argparse.Namespace, monitor: Monitor) -> Report:
+    machine, certificate = device_key_verbs.recertify(request, owner_signer(options.key, monitor), options.days)
+    print(f"machine {machine} shall have a new certificate for its device key", file=sys.stderr)
+    atomic.write(output, device.write_answer(certificate))
+    data = {"schema": "freehold-sign-1", "answer": str(output), "machine": machine, "serial": None, "device_key": True}
+    return Report(data, f"{output}: signed\nNext, on the machine: freehold device-key renew --answer {output.name}")
+
+
+def _listed(listed: bytes | None) -> list[str]:
+    if listed is None:
+        return []
+    found = requests.parse(listed)
+    return [*(f"  {line}" for line in requests.describe(found)), *(f"WARNING: {line}" for line in requests.warnings(found))]
+
+
+def _sign_deployment(ask: Ask, options: argparse.Namespace, monitor: Monitor) -> Report:
+    """A machine without a key of its own asks for a whole deployment."""
+    from freehold.device import strict
+
+    said = [describe(ask.intent)] if ask.intent else []
+    print("\n".join([*said, *strict.describe(ask)]), file=sys.stderr)
+    answer = strict.answer(ask, owner_signer(options.key, monitor))
     output = options.output or options.request.with_name(options.request.name + SUFFIX)
     atomic.write(output, answer)
-    # A request to lower the floor of a locked machine says "locked" as well.
-    verb = "unlock" if wanted.lock == "open" else "lock"
-    other = "" if wanted.lock != "locked" else f"\n      or, if that asked:  freehold floor --answer {output.name}"
-    return Report(
-        {"schema": "freehold-sign-1", "answer": str(output), "machine": wanted.machine, "serial": wanted.serial},
-        f"{output}: signed\nNext, on the machine: freehold {verb} --answer {output.name}{other}",
-    )
+    manifest = ask.unsigned.manifest
+    named = {"version": manifest.version, "image_digest": manifest.image_digest}
+    data: dict[str, object] = {"schema": "freehold-sign-1", "answer": str(output), **named}
+    return Report(data, f"{output}: signed\nNext, on the machine: freehold apply --answer {output.name}")
 
 
 def _unsigned_release(path: Path, store: Path | None) -> Path | None:
@@ -275,8 +363,10 @@ def describe(wanted: Intent) -> str:
     """An intent in words. Pure."""
     what = {"open": "be open", "audit": "record what the lock would refuse", "locked": "be locked"}[wanted.lock]
     config = f"with the /etc image {wanted.config[:16]}" if wanted.config else "with the factory /etc"
+    asked = f", with the requests {wanted.requests[:16]}" if wanted.requests else ""
     floor = "" if wanted.floor is None else f", booting no release below number {wanted.floor} while locked"
-    return f"machine {wanted.machine} shall {what}, {config}{floor} (intent number {wanted.serial})"
+    strict = ", without a device key" if wanted.strict else ""
+    return f"machine {wanted.machine} shall {what}{strict}, {config}{floor}{asked} (intent number {wanted.serial})"
 
 
 def denials_arguments(parser: argparse.ArgumentParser) -> None:

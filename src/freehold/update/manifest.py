@@ -32,11 +32,13 @@ ID_LENGTH = 16
 #: Times and release numbers.
 NUMBER_LIMIT = 2**53
 _PACKAGES_LIMIT = 50_000
+_LINES_LIMIT = 512
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 #: No "+", which begins the boot counter in file names on the ESP; nothing that FAT refuses.
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^_-]{0,63}\Z")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+_LINE = re.compile(r"[ -~]{1,1024}\Z")
 _WORD = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~:_-]{0,127}\Z")
 _FILE = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~^_-]{0,127}\Z")
 
@@ -47,6 +49,20 @@ class Uki(NamedTuple):
     name: str
     sha256: str
     size: int
+
+
+class Derived(NamedTuple):
+    """What a machine made its deployment from: a release, and the owner's requests.
+
+    ``base`` is the release's image digest, ``manifest`` the SHA-256 of its manifest, ``version`` its version;
+    ``requests`` the SHA-256 of the list, ``lines`` the list itself.
+    """
+
+    base: str
+    manifest: str
+    version: str
+    requests: str
+    lines: tuple[str, ...] = ()
 
 
 class Manifest(NamedTuple):
@@ -68,6 +84,8 @@ class Manifest(NamedTuple):
     suite: str
     pockets: tuple[str, ...] = ()
     packages: tuple[tuple[str, str, str], ...] = ()
+    #: Only in what a machine made for itself; a publisher's release has none.
+    derived: Derived | None = None
 
     @property
     def id(self) -> str:
@@ -122,8 +140,13 @@ def serialize_manifest(manifest: Manifest) -> bytes:
             "suite": manifest.suite,
             "pockets": list(manifest.pockets),
             "packages": [list(package) for package in sorted(manifest.packages)],
+            **({"derived": _derived_fields(manifest.derived)} if manifest.derived else {}),
         }
     )
+
+
+def _derived_fields(derived: Derived) -> dict[str, object]:
+    return {**derived._asdict(), "lines": list(derived.lines)}
 
 
 def serialize_stream(stream: Stream) -> bytes:
@@ -218,6 +241,7 @@ def parse_manifest(data: bytes) -> Manifest:
         suite=reader.text("suite", _WORD, meaning="a suite"),
         pockets=_words(reader, "pockets"),
         packages=_packages(reader),
+        derived=_derived(reader),
     )
     reader.faults.extend(f"uki.{fault}" for fault in uki.faults)
     reader.finish()
@@ -234,6 +258,27 @@ def parse_stream(data: bytes) -> Stream:
         timestamp=reader.number("timestamp", 1, NUMBER_LIMIT),
     )
     reader.finish()
+    return result
+
+
+def _derived(reader: _Reader) -> Derived | None:
+    if "derived" not in reader.fields:
+        return None
+    nested = reader.fields["derived"]
+    inner = _Reader("derived", nested if isinstance(nested, dict) else {})
+    lines = inner.fields.get("lines")
+    sound = isinstance(lines, list) and len(lines) <= _LINES_LIMIT
+    if not (sound and isinstance(lines, list) and all(isinstance(line, str) and _LINE.match(line) for line in lines)):
+        inner.faults.append("lines: a list of requests expected")
+        lines = []
+    result = Derived(
+        base=inner.text("base", _HEX64, meaning="64 hex digits"),
+        manifest=inner.text("manifest", _HEX64, meaning="64 hex digits"),
+        version=inner.text("version", _VERSION, meaning="a version"),
+        requests=inner.text("requests", _HEX64, meaning="64 hex digits"),
+        lines=tuple(lines),
+    )
+    reader.faults.extend(f"derived.{fault}" for fault in inner.faults)
     return result
 
 

@@ -4,7 +4,7 @@
  * the rule of the TPM's memory. The first argument says what:
  *   read RELEASE LOCK SERIAL MACHINE TEXT   what the TPM remembers first; "-" for MACHINE: none
  *   rule      lines "LOCK SERIAL SAME STANDING INTENT-SERIAL": whether it may stand, whether one of it may be taken
- *   measured STANDING LOCK SERIAL RESCUE IMAGE MACHINE
+ *   measured STANDING LOCK SERIAL RESCUE IMAGE MACHINE KEY
  * What would be said on the console comes in brackets. A signature of 0xaa counts, any other does not: the kernel's keys
  * are not for unit tests.
  */
@@ -16,7 +16,7 @@
 
 #include "floor.h"
 #include "keyring.h"
-#include "measured.h"
+#include "measure.h"
 #include "memory.h"
 #include "owner.h"
 #include "util.h"
@@ -78,12 +78,12 @@ static void read_owner(char **argument)
 	for (size_t i = 0; i < MEMORY_TEXT && argument[4][2 * i]; i++)
 		sscanf(argument[4] + 2 * i, "%2hhx", &memory.text[i]);
 	owner_read(&owner, &memory, floor_number(argument[0]));
-	struct measured measured = { "0", 0, &owner, false };
-	char text[MEASURED_MAX];
-	measured_write(&measured, text);
+	struct measured measured = { "0", 0, &owner, false, false };
+	char text[MEASURE_MAX];
+	measure_write(&measured, text);
 	const char *digest = strstr(text, "signed ") + strlen("signed ");
 	printf("%s %s %" PRIu64 " %s %d %.*s\n", owner.machine, standing[owner.standing],
-	       owner.standing == STANDING_VALID ? owner.intent.serial : 0, intent_lock_name(measured_lock(&owner)),
+	       owner.standing == STANDING_VALID ? owner.intent.serial : 0, intent_lock_name(measure_lock(&owner)),
 	       owner.forgotten != NULL, (int)strcspn(digest, "\n"), digest);
 }
 
@@ -105,14 +105,14 @@ static void rule(void)
 static void print_measured(char **argument)
 {
 	struct owner owner = { .standing = (enum standing)atoi(argument[0]) };
-	struct measured measured = { argument[4], 5, &owner, argument[3][0] == '1' };
-	char text[MEASURED_MAX];
+	struct measured measured = { argument[4], 5, &owner, argument[3][0] == '1', argument[6][0] == '1' };
+	char text[MEASURE_MAX];
 
 	owner.intent.lock = (enum intent_lock)atoi(argument[1]);
 	owner.intent.serial = floor_number(argument[2]);
 	strncpy(owner.machine, argument[5], MACHINE_HEX);
 	memset(owner.signed_text, 0xcd, sizeof(owner.signed_text));
-	fwrite(text, 1, measured_write(&measured, text), stdout);
+	fwrite(text, 1, measure_write(&measured, text), stdout);
 }
 
 int main(int argc, char **argv)
@@ -123,7 +123,7 @@ int main(int argc, char **argv)
 		read_owner(argv + 2);
 	else if (strcmp(what, "rule") == 0)
 		rule();
-	else if (strcmp(what, "measured") == 0 && argc == 8)
+	else if (strcmp(what, "measured") == 0 && argc == 9)
 		print_measured(argv + 2);
 	else
 		return 2;

@@ -9,6 +9,6 @@ import sys
 
 sys.path.insert(0, "/usr/lib/python3/dist-packages")
 
-from freehold.lock.updater import main
+from freehold.device.updater import main
 
 sys.exit(main(sys.argv[1:]))

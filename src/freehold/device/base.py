@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The release that a derived deployment stands on: found, verified, its kernel image kept.
+
+Everything that goes into a derived deployment unread comes from here, so everything here is checked against the release's
+signed manifest first: the image by its fs-verity digest, the kernel image by its SHA-256. The
+repository's commit is believed for nothing but keeping objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from freehold import atomic
+from freehold.device import believe, loader
+from freehold.device.sysroot import Sysroot, read_bytes, read_text
+from freehold.errors import FreeholdError, NotHereError, VerificationError
+from freehold.keys import verity
+from freehold.keys.verify import Keychain
+from freehold.seal import erofs
+from freehold.update.manifest import (
+    ID_LENGTH,
+    IMAGE_LIMIT,
+    MANIFEST_LIMIT,
+    SIGNATURE_LIMIT,
+    UKI_LIMIT,
+    Manifest,
+    sha256,
+)
+
+UKI = "uki.efi"
+
+
+class Base(NamedTuple):
+    """A verified release on this machine. ``fingerprint`` is the SHA-256 of its manifest."""
+
+    manifest: Manifest
+    fingerprint: str
+
+
+def read(sysroot: Sysroot, identity: str) -> tuple[believe.Believed, bytes]:
+    """The verified manifest of deployment ``identity`` with its bytes.
+
+    :class:`NotHereError` when it is missing, :class:`VerificationError` when it is not genuine.
+    """
+    directory = sysroot.deployments / identity
+    try:
+        data = read_bytes(directory / "manifest.json", MANIFEST_LIMIT)
+        signature = read_bytes(directory / "manifest.json.sig", SIGNATURE_LIMIT)
+    except OSError as error:
+        raise NotHereError(f"deployment {identity} has no manifest: {error.strerror}") from None
+    keychain = Keychain.from_directory(sysroot.keychain)
+    machine = read_text(sysroot.root / "owner/id", 64).strip() or None
+    found = believe.manifest(data, signature, keychain, machine, f"the manifest of deployment {identity}")
+    if found.manifest.id != identity:
+        raise VerificationError(f"the manifest in {directory} is another deployment's")
+    return found, data
+
+
+def of(sysroot: Sysroot, identity: str) -> Base:
+    """The release under deployment ``identity``: itself, or what it was derived from. Raises as :func:`read`."""
+    found, data = read(sysroot, identity)
+    derived = found.manifest.derived
+    if derived is None:
+        return Base(found.manifest, sha256(data))
+    below, data = read(sysroot, derived.base[:ID_LENGTH])
+    if below.manifest.derived is not None or sha256(data) != derived.manifest:
+        raise VerificationError(f"the release under deployment {identity} is not the one that it was made from")
+    return Base(below.manifest, sha256(data))
+
+
+def next_to_boot(sysroot: Sysroot, entries: Sequence[loader.Entry]) -> Base:
+    """The release under what boots next: a change of requests goes on top of a waiting update."""
+    return of(sysroot, entries[0].id if entries else sysroot.booted_id())
+
+
+def downloaded(sysroot: Sysroot, version: str) -> Base:
+    """The newest release ``version`` on this machine, bootable or not. :class:`NotHereError` when there is none."""
+    for deployment in sysroot.all_deployments():
+        if deployment.manifest.derived is None and deployment.manifest.version == version:
+            return of(sysroot, deployment.id)
+    raise NotHereError(
+        f"release {version} is not on this machine", hint="`freehold upgrade --download-only` brings the newest"
+    )
+
+
+def as_releases(sysroot: Sysroot, entries: Sequence[loader.Entry]) -> list[loader.Entry]:
+    """``entries`` with each derived one under its release's name, for judging what an update server offers."""
+    result = []
+    for entry in entries:
+        deployment = sysroot.deployment(entry.id)
+        derived = deployment.manifest.derived if deployment else None
+        if derived is not None:
+            entry = entry._replace(version=derived.version, id=derived.base[:ID_LENGTH])
+        result.append(entry)
+    return result
+
+
+def image(sysroot: Sysroot, base: Base) -> erofs.Image:
+    """The entries of the release's tree. :class:`VerificationError` unless the image is the one that was signed."""
+    path = sysroot.images / base.manifest.image_digest
+    try:
+        data = read_bytes(path, IMAGE_LIMIT)
+    except OSError as error:
+        raise NotHereError(f"the image of {base.manifest.version} cannot be read: {error.strerror}") from None
+    if verity.digest_bytes(data).hex() != base.manifest.image_digest:
+        raise VerificationError(f"{path} is not the image that the release names")
+    return erofs.read(data)
+
+
+def kernel_image(sysroot: Sysroot, base: Base, entries: Sequence[loader.Entry]) -> bytes:
+    """The release's UKI as it was signed, from its directory or from the boot partition.
+
+    A copy is kept in its directory (``uki.efi``): once the release's own boot entry is gone, the next derivation
+    needs it. Raises :class:`NotHereError` when no genuine one is left.
+    """
+    kept = sysroot.deployments / base.manifest.id / UKI
+    places = [kept]
+    places += [sysroot.esp / loader.LINUX / entry.name for entry in entries if entry.id == base.manifest.id]
+    for path in places:
+        with contextlib.suppress(OSError, FreeholdError):
+            data = read_bytes(path, UKI_LIMIT)
+            if hashlib.sha256(data).hexdigest() == base.manifest.uki.sha256:
+                if path != kept:
+                    atomic.write(kept, data)
+                return data
+    raise NotHereError(
+        f"the kernel image of release {base.manifest.version} is not on this machine as it was signed",
+        hint="`freehold upgrade` brings a release that has one",
+    )

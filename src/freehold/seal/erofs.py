@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metadata images, read back: EROFS → the entries that it was made of. Pure.
+
+A derived deployment is its base's entries with some changed. They are taken from the base's *image*, whose digest is
+signed, not from the repository's listing, which root can write. The format is ``fs/erofs/erofs_fs.h`` of the
+kernel (6.12): a superblock at byte 1024, inodes of 32 or 64 bytes in slots of 32, extended attributes behind the inode or shared,
+directories as blocks of (inode, name offset, type). Compression, multiple devices and packed files do not occur
+in metadata images and are refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import stat
+import struct
+from typing import NamedTuple
+
+from freehold.errors import InputError
+from freehold.seal.headerball import METACOPY_PREFIX, Entry
+
+MAGIC = 0xE0F5E1E2
+_OFFSET = 1024
+_SUPER = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ")
+_COMPACT = struct.Struct("<HHHHIIIIHHI")
+_EXTENDED = struct.Struct("<HHHHQIIIIQII16x")
+_DIRENT = struct.Struct("<QHBB")
+_PREFIXES = {1: "user.", 2: "system.posix_acl_access", 3: "system.posix_acl_default", 4: "trusted.", 6: "security."}
+_FLAT_PLAIN, _FLAT_INLINE = 0, 2
+#: A tree has tens of thousands of files; more than this is no tree of ours.
+MAX_ENTRIES = 2_000_000
+MAX_DEPTH = 128
+REDIRECT, METACOPY = "trusted.overlay.redirect", "trusted.overlay.metacopy"
+
+
+class Image(NamedTuple):
+    """What an image says: ``epoch`` is the time stamp of all its files, seconds since 1970."""
+
+    epoch: int
+    entries: list[Entry]
+
+
+class _Inode(NamedTuple):
+    layout: int
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    start: int
+    xattrs: tuple[int, int]
+    behind: int
+
+
+def read(data: bytes) -> Image:
+    """The tree in the metadata image ``data``. :class:`InputError` when it is none, or none that we wrote."""
+    try:
+        return _Reader(data).image()
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise InputError(f"the metadata image is damaged: {error}") from None
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        if len(data) < _OFFSET + _SUPER.size:
+            raise InputError("the metadata image is too short")
+        fields = _SUPER.unpack_from(data, _OFFSET)
+        if fields[0] != MAGIC:
+            raise InputError("this is no EROFS image")
+        if not 9 <= fields[3] <= 16:
+            raise InputError("the metadata image has an impossible block size")
+        self.block = 1 << fields[3]
+        self.root: int = fields[5]
+        self.epoch: int = fields[7]
+        self.meta = fields[10] * self.block
+        self.shared = fields[11] * self.block
+
+    def image(self) -> Image:
+        """Walk from the root; each directory once."""
+        entries: list[Entry] = []
+        seen: set[int] = set()
+        waiting = [("/", self.root, 0)]
+        while waiting:
+            path, nid, depth = waiting.pop()
+            inode = self._inode(nid)
+            entries.append(self._entry(path, inode))
+            if len(entries) > MAX_ENTRIES or depth > MAX_DEPTH:
+                raise InputError("the metadata image holds more than a tree can")
+            if stat.S_ISDIR(inode.mode):
+                if nid in seen:
+                    raise InputError(f"the metadata image has a loop at {path!r}")
+                seen.add(nid)
+                below = path.rstrip("/")
+                waiting.extend((f"{below}/{name}", child, depth + 1) for name, child in self._names(inode))
+        entries.sort(key=lambda entry: entry.path)
+        if any(one.path == two.path for one, two in itertools.pairwise(entries)):
+            raise InputError("the metadata image has a name twice")
+        return Image(self.epoch, entries)
+
+    def _inode(self, nid: int) -> _Inode:
+        at = self.meta + nid * 32
+        (form,) = struct.unpack_from("<H", self.data, at)
+        if form & 1:
+            _, icount, mode, _, size, start, _, uid, gid, *_ = _EXTENDED.unpack_from(self.data, at)
+            behind = at + _EXTENDED.size
+        else:
+            _, icount, mode, _, size, _, start, _, uid, gid, _ = _COMPACT.unpack_from(self.data, at)
+            behind = at + _COMPACT.size
+        length = 12 + (icount - 1) * 4 if icount else 0
+        return _Inode((form >> 1) & 7, mode, uid, gid, size, start, (behind, length), behind + length)
+
+    def _bytes(self, start: int, length: int) -> bytes:
+        found = self.data[start : start + length]
+        if start < 0 or len(found) != length:
+            raise InputError("the metadata image points behind its end")
+        return found
+
+    def _content(self, inode: _Inode) -> bytes:
+        if inode.size > len(self.data):
+            raise InputError("the metadata image has a directory or link larger than itself")
+        if inode.layout == _FLAT_PLAIN:
+            return self._bytes(inode.start * self.block, inode.size)
+        if inode.layout == _FLAT_INLINE:
+            tail = inode.size % self.block or min(inode.size, self.block)
+            whole = inode.size - tail
+            front = self._bytes(inode.start * self.block, whole) if whole else b""
+            return front + self._bytes(inode.behind, tail)
+        raise InputError("the metadata image is of a kind that Freehold does not write (compressed or in chunks)")
+
+    def _names(self, inode: _Inode) -> list[tuple[str, int]]:
+        content, found = self._content(inode), []
+        for begin in range(0, len(content), self.block):
+            block = content[begin : begin + self.block]
+            first = _DIRENT.unpack_from(block, 0)[1]
+            count, rest = divmod(first, _DIRENT.size)
+            if rest or not count or first > len(block):
+                raise InputError("the metadata image has a damaged directory")
+            rows = [_DIRENT.unpack_from(block, index * _DIRENT.size) for index in range(count)]
+            ends = [row[1] for row in rows[1:]] + [len(block)]
+            for row, end in zip(rows, ends, strict=True):
+                name = block[row[1] : end].split(b"\0", 1)[0].decode()
+                if not name or "/" in name or "\n" in name:
+                    raise InputError("the metadata image has an impossible file name")
+                if name not in (".", ".."):
+                    found.append((name, row[0]))
+        return found
+
+    def _one_xattr(self, at: int) -> tuple[str, bytes, int]:
+        length, index, size = struct.unpack_from("<BBH", self.data, at)
+        if index not in _PREFIXES:
+            raise InputError("the metadata image has an attribute of an unknown kind")
+        name = _PREFIXES[index] + self._bytes(at + 4, length).decode()
+        return name, self._bytes(at + 4 + length, size), at + (4 + length + size + 3) // 4 * 4
+
+    def _xattrs(self, inode: _Inode) -> dict[str, bytes]:
+        begin, length = inode.xattrs
+        if not length:
+            return {}
+        end, at = begin + length, begin + 12
+        found = {}
+        for number in struct.unpack_from(f"<{self.data[begin + 4]}I", self.data, at):
+            name, value, _ = self._one_xattr(self.shared + number * 4)
+            found[name] = value
+            at += 4
+        while at + 4 <= end and self._bytes(at, 4) != b"\0\0\0\0":
+            name, value, at = self._one_xattr(at)
+            found[name] = value
+        return found
+
+    def _entry(self, path: str, inode: _Inode) -> Entry:
+        xattrs = self._xattrs(inode)
+        kind = stat.S_IFMT(inode.mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+            raise InputError(f"{path!r} in the metadata image is neither file, directory nor link")
+        redirect, digest, size, target = "", b"", 0, ""
+        if kind == stat.S_IFREG and inode.size:
+            size = inode.size
+            redirect = xattrs.pop(REDIRECT, b"").decode()
+            copy = xattrs.pop(METACOPY, b"")
+            digest = copy[len(METACOPY_PREFIX) :]
+            if not redirect or not copy.startswith(METACOPY_PREFIX) or len(digest) != 32:
+                raise InputError(f"{path!r} in the metadata image does not say where its data is")
+        if kind == stat.S_IFLNK:
+            target = self._content(inode).decode()
+        kept = tuple(sorted(xattrs.items()))
+        return Entry(path, inode.mode, inode.uid, inode.gid, size, target, redirect, digest, kept)
