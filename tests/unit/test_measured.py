@@ -42,7 +42,8 @@ class Opened(Boot):
     """A machine without an intent of the owner's."""
 
     def measured(self, **changes: object) -> bytes | None:
-        return super().measured(serial=0, signed="none", intent="absent", lock="open", guard="none", **{"device-key": "no"}, **changes)
+        words = {"signed": "none", "intent": "absent", "lock": "open", "guard": "none", "device-key": "no"}
+        return super().measured(serial=0, **words, **changes)
 
 
 @pytest.mark.parametrize(

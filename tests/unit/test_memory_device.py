@@ -16,10 +16,10 @@ from lab_release import Key, Lab, key
 from test_floor import VALID
 from test_memory import CASES, REMEMBERED_LOCKED, reader, rule
 
-from freehold.device import status, verify_running
-from freehold.errors import InputError
+from freehold.device import status, verify_running, wanted
+from freehold.errors import InputError, VerificationError
 from freehold.keys.verify import Keychain
-from freehold.lock import actions, floor, intent, memory
+from freehold.lock import actions, floor, intent, memory, requests
 from freehold.lock.intent import Intent, Standing
 from freehold.lock.memory import Remembered
 from freehold.rescue import install, wish
@@ -34,8 +34,8 @@ LOCKS: tuple[intent.Lock, ...] = ("open", "open", "audit", "locked")
 
 def signed(serial: int, lock: intent.Lock = "locked", who: Key | None = None) -> bytes:
     private = (who or key("owner", "me")).private
-    wanted = Intent(MACHINE, serial, lock, 5)
-    return intent.sign(wanted, lambda text: private.sign(text, padding.PKCS1v15(), hashes.SHA256()))
+    said = Intent(MACHINE, serial, lock, 5)
+    return intent.sign(said, lambda text: private.sign(text, padding.PKCS1v15(), hashes.SHA256()))
 
 
 def note(serial: int, lock: str, newest: bytes = b"") -> bytes:
@@ -131,8 +131,8 @@ def test_the_rescue_signs_what_the_next_boot_takes(lab: Lab) -> None:
     (owner / "remembered").write_bytes(note(future, "locked", signed(future)))
     session = Session(lab.sysroot, log=lambda _: None)
     assert session.standing().state == "locked"
-    wanted = intent.parse(session.ask("unlock"))
-    assert (wanted.serial, wanted.lock) == (future + 1, "open")
+    asked = intent.parse(session.ask("unlock"))
+    assert (asked.serial, asked.lock) == (future + 1, "open")
     with pytest.raises(InputError, match="cannot rise any more"):
         wish.unlock(Standing("locked", None, "", "", after=1 << 53), MACHINE, 5)
     keychain = Keychain.from_directory(lab.sysroot.keychain)
@@ -142,6 +142,19 @@ def test_the_rescue_signs_what_the_next_boot_takes(lab: Lab) -> None:
     (owner / "remembered").write_bytes(note(7, "open"))
     assert not install.remembers_lock(lab.sysroot)
     assert session.standing().state == "open"
+
+
+def test_a_request_for_packages_has_a_new_number_too(lab: Lab) -> None:
+    owner = lab.sysroot.root / "owner"
+    text = requests.serialize(requests.Requests())
+    assert wanted.propose(lab.sysroot, text).serial == 1
+    (owner / "remembered").write_bytes(note(7, "open"))
+    assert wanted.propose(lab.sysroot, text).serial == 8
+    (owner / "intent").write_bytes(signed(3, "open"))
+    assert wanted.propose(lab.sysroot, text).serial == 8
+    (owner / "remembered").write_bytes(note(7, "locked", signed(7)))
+    with pytest.raises(VerificationError, match="the TPM remembers number 7"):
+        wanted.propose(lab.sysroot, text)
 
 
 def test_status_says_why(lab: Lab) -> None:

@@ -189,9 +189,11 @@ def propose(sysroot: Sysroot, text: bytes) -> Intent:
     """
     current, _ = newest(sysroot)
     name, now = requests.name_of(text), int(time.time())
+    # Above what the TPM remembers: a number that was used is not used again.
+    least = standing(sysroot).after + 1
     if current is None:
-        return Intent(machine=machine(sysroot), serial=1, lock="open", since=now, requests=name)
-    return dataclasses.replace(current, serial=current.serial + 1, since=now, requests=name, floor=None)
+        return Intent(machine=machine(sysroot), serial=least, lock="open", since=now, requests=name)
+    return dataclasses.replace(current, serial=max(least, current.serial + 1), since=now, requests=name, floor=None)
 
 
 def check(sysroot: Sysroot, signed: bytes) -> Intent:
