@@ -152,6 +152,15 @@ def test_where_nothing_is_known_nothing_is_proved() -> None:
     assert verdict_on(machine.attestation(), machine, identity=None).lock is None
 
 
+def test_a_refused_answer_proves_no_lock() -> None:
+    """However good that line is by itself."""
+    machine = Boot(more=[event(12, IPL, b"a credential")])
+    verdict = verdict_on(machine.attestation(), machine)
+    assert lock_line(verdict)[0] == "ok"
+    assert (verdict.good, verdict.data()["lock"]) == (False, None)
+    assert "Proved" not in verdict.conclusion()
+
+
 def test_files_of_before_are_read() -> None:
     machine = Boot(measures="")
     evidence = document.serialize_evidence(machine.evidence())
