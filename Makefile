@@ -8,7 +8,7 @@ PYTEST_ARGUMENTS ?=
 ATTACK_ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help prepare test test-unit demo bench attack clean
+.PHONY: help prepare test test-unit campaign demo bench attack clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -16,11 +16,17 @@ help: ## show this list
 prepare: ## install what is missing: Debian packages (as root) and the Python environment
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash .ci/prepare
 
-test: prepare ## run every test, virtual machines included
-	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+# Two workers: one for the virtual machines, one for everything else.
+WORKERS := -n 2 --dist loadgroup
+
+test: prepare ## run the tests, virtual machines included
+	@$(BIN)/python -m pytest $(WORKERS) -m "not campaign" $(PYTEST_ARGUMENTS)
 
 test-unit: prepare ## run the tests that need no virtual machine and build no image
-	@$(BIN)/python -m pytest -m "not vm and not build" $(PYTEST_ARGUMENTS)
+	@$(BIN)/python -m pytest -n 2 -m "not vm and not build and not campaign" $(PYTEST_ARGUMENTS)
+
+campaign: prepare ## run the long tests that `make test` leaves out
+	@$(BIN)/python -m pytest -m campaign $(PYTEST_ARGUMENTS)
 
 demo: prepare ## build the reference system, boot it, and play the whole story
 	@$(BIN)/python -m demo

@@ -149,8 +149,11 @@ def test_rows_are_frozen() -> None:
     assert isinstance(row(), Row)
 
 
-def test_a_prepared_machine_starts_with_its_own_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def test_a_prepared_machine_starts_with_its_own_variables(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    # A short path: sockets lie below it.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("s")))
     tools = Tools(tmp_path / "tools", "x")
     folder = host.firmware_folder(tools)
     folder.mkdir(parents=True)

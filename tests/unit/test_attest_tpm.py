@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab_attest import MACHINE, NONCE, Boot, log_of, pe, sha
+from lab_socket import wait_for
 
 from freehold.attest import document, tpm
 from freehold.attest.document import Attestation, Identity
@@ -51,7 +52,7 @@ def software_tpm(tree: Tools, work: Path) -> Iterator[Tpm]:
         log=work / "log",
     )  # fmt: skip
     try:
-        tree.run(["sh", "-c", f"for i in $(seq 100); do test -S {work}/sock && break; sleep 0.1; done"], binds=[work])
+        wait_for(work / "sock")
         tcti = f"swtpm:path={work}/sock"
         # A kernel clears the TPM's memory after each program (/dev/tpmrm0); this socket has none in between.
         after = f'"$@"; status=$?; tpm2_flushcontext -T {tcti} -t; exit $status'

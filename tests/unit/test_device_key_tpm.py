@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from lab_device import ID, LOCKED, Bench, digest, event, log, signer, standing
 from lab_release import Lab, key
+from lab_socket import wait_for
 
 from freehold.build import uki
 from freehold.build.store import cache_directory
@@ -158,11 +158,7 @@ class Board:
              "--flags", "not-need-init,startup-clear"],
             log=self.work / "swtpm.log",
         )  # fmt: skip
-        for _ in range(600):
-            if self.socket.exists():
-                return
-            time.sleep(0.05)
-        raise AssertionError((self.work / "swtpm.log").read_text()[-2000:])
+        wait_for(self.socket)
 
     def command(self, code: int, body: bytes, *, sessions: bool = True) -> bytes:
         """A raw TPM 2.0 command; its response, which has to be a success."""
@@ -207,14 +203,15 @@ class Board:
         for one in events:
             self.extend(7, one)
         content = image if image is not None else self.images[version]
-        rows = pcr._sections(content)
-        begin = [number for number, row in enumerate(rows) if row[0] == ".profile"]
-        chosen = rows[begin[1] :] if rescue else rows[begin[0] : begin[1]]
-        sections = {name: (at, size) for name, at, _, size in [*rows[: begin[0]], *chosen]}
-        for name in (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat", ".profile"):
+        sections = {name: (at, size) for name, at, _, size in pcr._sections(content)}
+        for name in (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat"):
             at, size = sections[name]
+            measured = content[at : at + size]
+            if rescue and name == ".cmdline":
+                # The rescue entry's image is the same but for its line.
+                measured = uki.rescue_line(measured.decode()).encode()
             self.extend(11, digest(name.encode() + b"\0"))
-            self.extend(11, digest(content[at : at + size]))
+            self.extend(11, digest(measured))
         for word in words:
             self.word(word)
         named = self.places[version]

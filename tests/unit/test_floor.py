@@ -8,7 +8,6 @@ import shutil
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lab_socket import wait_for
 
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools, ensure
@@ -281,10 +281,7 @@ def powered(tools: Tools, work: Path) -> Iterator[Path]:
         log=work / "log",
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 20
-        while not place.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(place)
         yield place
     finally:
         process.terminate()

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,22 @@ def test_a_lock_is_held_once_and_given_back(tmp_path: Path) -> None:
         raise AssertionError("held twice")
     with atomic.exclusive(path, "the store"):
         assert path.exists()
+
+
+def test_who_may_wait_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:
+    path, order = tmp_path / "lock", []
+
+    def second() -> None:
+        with atomic.exclusive(path, "it", wait=True):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with atomic.exclusive(path, "it"):
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
 
 
 def test_run_gives_output_and_closes_input() -> None:

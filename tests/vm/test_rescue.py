@@ -22,7 +22,7 @@ from freehold.device.status import WITHOUT_SECURE_BOOT
 from freehold.monitor import NullMonitor
 from freehold.vm.control import attach
 
-pytestmark = [pytest.mark.vm, pytest.mark.build]
+pytestmark = [pytest.mark.vm, pytest.mark.build, pytest.mark.campaign]
 
 LETTER = "/var/lib/letter"
 ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"

@@ -127,7 +127,8 @@ def ensure(cache: Path, monitor: Monitor, *, sources: Path | None = None) -> Too
     if missing:
         raise NotHereError(f"missing on this host: {', '.join(missing)}", hint="`make prepare` installs them")
     cache.mkdir(parents=True, exist_ok=True)
-    with atomic.exclusive(cache / "tools.lock", "the tools tree"), step(monitor, "tools tree"):
+    # Who comes second wants the same tree.
+    with atomic.exclusive(cache / "tools.lock", "the tools tree", wait=True), step(monitor, "tools tree"):
         if tools.root.is_dir():
             return tools
         partial = cache / f".tools-{tools.id}.partial"

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which order, and by which of two workers, tests run."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Virtual machines first, and all by one worker: one at a time, while another worker runs the rest beside it."""
+    for item in items:
+        if item.get_closest_marker("vm"):
+            item.add_marker(pytest.mark.xdist_group("vm"))
+    items.sort(key=lambda item: item.get_closest_marker("vm") is None)
