@@ -162,6 +162,7 @@ def _check_order(entries: Sequence[loader.Entry], manifest: Manifest) -> None:
 def _plain(sysroot: Sysroot, base: Base, entries: Sequence[loader.Entry], done: Accept, monitor: Monitor) -> Outcome:
     """No requests are left, and the release's own boot entry is gone: bring it back, then set what sorts before it aside."""
     bases.kernel_image(sysroot, base, entries)
+    bases.rescue_image(sysroot, base)
     done()
     with step(monitor, "staging"):
         entry = stage.commit(sysroot, base.manifest)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from freehold.device import verify_keys, verify_machine
 from freehold.device.sysroot import Sysroot, read_bytes, read_text
+from freehold.device.verify_deployments import Sealed
 from freehold.device.verify_findings import MACHINE, Finding, deviation, note
 from freehold.device.verify_kernel import Probe, read_regular
 from freehold.errors import FreeholdError
@@ -22,12 +23,13 @@ _ATTRIBUTES = 4
 _NON_VOLATILE = 1
 
 
-def judge(sysroot: Sysroot, keychain: Keychain, sealed: str | None, kernel: str, probe: Probe) -> list[Finding]:
+def judge(sysroot: Sysroot, keychain: Keychain, lines: Sealed, kernel: str, probe: Probe) -> list[Finding]:
     """Every finding about the running machine.
 
-    ``sealed``: the command line in the booted kernel image; ``kernel``: that kernel's release.
+    ``lines``: the command lines in the booted deployment's kernel images; ``kernel``: that kernel's release.
     """
     running = read_text(sysroot.system / "proc/cmdline", 64 << 10).strip()
+    sealed = lines.of(running)
     standing = standing_of(sysroot, keychain)
     locked = standing.state == "locked"
     found = verify_machine.judge_command_line(running, sealed)
