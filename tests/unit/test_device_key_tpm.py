@@ -58,7 +58,8 @@ def measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     program = tmp_path_factory.mktemp("c") / "measure"
-    sources = [Path(__file__).parent / "c/measure_main.c", EARLY / "measure.c", EARLY / "sha256.c"]
+    names = ("intent", "measure", "sha256", "tpm")
+    sources = [Path(__file__).parent / "c/measure_main.c", *(EARLY / f"{name}.c" for name in names)]
     flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
     run(["cc", *flags, "-fno-sanitize-recover=all", f"-I{EARLY}", "-o", program, *sources])
     return program

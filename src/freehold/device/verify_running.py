@@ -14,7 +14,7 @@ from freehold.device.verify_kernel import Probe, read_regular
 from freehold.errors import FreeholdError
 from freehold.keys.efi import GLOBAL_VARIABLE, IMAGE_SECURITY_DATABASE, MAX_LIST_BYTES
 from freehold.keys.verify import Keychain
-from freehold.lock import intent
+from freehold.lock import intent, memory
 
 _SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 _SYSTEMD_BOOT = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -55,7 +55,11 @@ def standing_of(sysroot: Sysroot, keychain: Keychain) -> intent.Standing:
         signed = None
     except (OSError, FreeholdError):
         signed = b""
-    return intent.judge(signed, keychain=keychain, machine=machine)
+    judged = intent.judge(signed, keychain=keychain, machine=machine)
+    try:
+        return memory.judge(judged, signed, memory.load(owner))
+    except OSError:
+        return judged
 
 
 def _mounts(sysroot: Sysroot, standing: intent.Standing) -> list[Finding]:

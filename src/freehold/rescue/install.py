@@ -33,7 +33,7 @@ from freehold.device import content, loader, prune, stage
 from freehold.device.sysroot import Deployment, Sysroot, record
 from freehold.errors import FreeholdError, InputError, VerificationError
 from freehold.keys.verify import Keychain
-from freehold.lock import intent
+from freehold.lock import intent, memory
 from freehold.lock.intent import Intent, Standing
 from freehold.monitor import Monitor, step
 from freehold.rescue import esp, merge
@@ -41,6 +41,11 @@ from freehold.update.manifest import UKI_LIMIT, Manifest
 
 #: What of the owner's directory says whose the machine is, in the order in which it goes: the intent last.
 ASIDE = ("inbox/intent", "owner/floor", "owner/intent")
+#: Said where the disk's own TPM remembers the lock: it does not let a machine go whose intent is gone (docs/memory.md).
+CLEAR_TPM = (
+    "this machine's TPM remembers that it was locked, and keeps it locked: clear the TPM in the firmware's setup"
+    " (or, started from the stick on that machine: tpm2_nvundefine -C o 0x01846668)"
+)
 #: A deployment is a few hundred files on top of what both have; a disk that is nearly full is told beforehand.
 CONTENT_RESERVE = 1 << 30
 
@@ -72,7 +77,7 @@ def judge_standing(target: Sysroot, keychain: Keychain) -> Standing:
     path = root / "intent"
     signed = path.read_bytes()[: intent.MAX_SIGNED_BYTES + 1] if path.is_file() else None
     machine = (root / "id").read_text().strip() if (root / "id").is_file() else ""
-    return intent.judge(signed, keychain=keychain, machine=machine)
+    return memory.judge(intent.judge(signed, keychain=keychain, machine=machine), signed, memory.load(root))
 
 
 def check_install(target: Sysroot, source: Source) -> None:
@@ -223,6 +228,12 @@ def _make_next(target: Sysroot, source: Source, manifest: Manifest) -> loader.En
     return switch.chosen
 
 
+def remembers_lock(target: Sysroot) -> bool:
+    """Whether the disk's machine noted at its last boot that its TPM remembers a lock."""
+    known = memory.load(target.root / "owner")
+    return known is not None and known.lock == "locked"
+
+
 def old_intent(target: Sysroot) -> Intent | None:
     """What the disk's intent says, whoever signed it: only to find the /etc that it names."""
     try:
@@ -240,7 +251,8 @@ def adopt_steps(source: Source, target: Sysroot) -> list[str]:
     if old is not None:
         steps.append(f"put the /etc of the intent number {old.serial} together for an open machine; older layers stay")
     steps += [f"set {name} aside under a name with today's date" for name in named]
-    return [*steps, "then the machine starts open, under this stick's keychain"]
+    steps.append("then the machine starts open, under this stick's keychain")
+    return [*steps, CLEAR_TPM] if remembers_lock(target) else steps
 
 
 def adopt(target: Sysroot, monitor: Monitor, with_image: WithImage, *, factory: Path, now: float | None = None) -> list[str]:
