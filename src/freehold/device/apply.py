@@ -94,8 +94,8 @@ def transact(
 ) -> Outcome:  # fmt: skip
     """Make the deployment that the list ``text`` asks for the next to boot.
 
-    ``accept`` is step 4, ``allow`` comes before it. ``signatures`` gives those that came from elsewhere, else ``signer``
-    makes them; with neither, :class:`UnsignableError` is raised before anything is derived. Other errors are those of
+    ``accept`` is step 4, ``allow`` comes before it. ``signatures`` gives those that come from elsewhere, else ``signer``
+    makes them; from the call of either of them on no program is started. With neither, :class:`UnsignableError` is raised before anything is derived. Other errors are those of
     :mod:`freehold.device.derive`.
     """
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
@@ -124,17 +124,18 @@ def on_base(
         done()
         return _choose(sysroot, entries, found, monitor)
     if text == EMPTY:
-        return _plain(sysroot, base, entries, done, monitor)
+        return _plain(sysroot, base, entries, done, monitor, allow)
     if signer is None and signatures is None:
         raise UnsignableError(
             "no key on this machine can sign a deployment",
             hint="--request FILE has it signed by the owner elsewhere, --key URI by the owner's key here",
         )
     unsigned = prepare(sysroot, base, text, serial, monitor, packages)
+    _check_order(entries, unsigned.manifest)
+    derive.keep(sysroot, unsigned)
     with step(monitor, "signing"):
         made = signatures(unsigned) if signatures is not None else derive.sign(unsigned, _needed(signer))
     manifest = derive.finish(sysroot, unsigned, made)
-    _check_order(entries, manifest)
     if allow is not None:
         allow(manifest.id)
     done()
@@ -159,9 +160,17 @@ def _check_order(entries: Sequence[loader.Entry], manifest: Manifest) -> None:
         )
 
 
-def _plain(sysroot: Sysroot, base: Base, entries: Sequence[loader.Entry], done: Accept, monitor: Monitor) -> Outcome:
+def _plain(
+    sysroot: Sysroot, base: Base, entries: Sequence[loader.Entry], done: Accept, monitor: Monitor, allow: Allow | None
+) -> Outcome:
     """No requests are left, and the release's own boot entry is gone: bring it back, then set what sorts before it aside."""
     bases.kernel_image(sysroot, base, entries)
+    if allow is not None:
+        try:
+            allow(base.manifest.id)
+        except FreeholdError as error:
+            # The release needs no signature of ours: a key that is not there keeps nobody from it.
+            monitor.message(f"the device key will not be there after the reboot: {error.message}")
     done()
     with step(monitor, "staging"):
         entry = stage.commit(sysroot, base.manifest)

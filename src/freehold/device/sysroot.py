@@ -95,6 +95,13 @@ class Sysroot(NamedTuple):
     verity: Verity = KERNEL_VERITY
     #: Whether the repository's file system has fs-verity, so that ostree enables it itself.
     kernel_verity: bool = True
+    #: Where derived deployments are put together, when not below ``root``: a place that nobody else reaches.
+    scratch: Path | None = None
+
+    @property
+    def work(self) -> Path:
+        """Where derived deployments are put together."""
+        return self.root if self.scratch is None else self.scratch
 
     @property
     def repo(self) -> Path:
