@@ -48,7 +48,14 @@ class Outcome:
 
 
 class UnsignableError(FreeholdError):
-    """There is no key on this machine that could sign what was derived; the owner's side has to."""
+    """There is no key on this machine that could sign what was derived (``why``); the owner's side has to."""
+
+    def __init__(self, why: str = "", *, hint: str | None = None) -> None:
+        super().__init__(
+            f"no key on this machine can sign a deployment{f': {why}' if why else ''}",
+            hint=hint or "--request FILE has it signed by the owner elsewhere, --key URI by the owner's key here",
+        )
+        self.why = why
 
 
 def existing(sysroot: Sysroot, entries: Sequence[loader.Entry], base: Base, name: str) -> loader.Entry | None:
@@ -95,8 +102,8 @@ def transact(
     """Make the deployment that the list ``text`` asks for the next to boot.
 
     ``accept`` is step 4, ``allow`` comes before it. ``signatures`` gives those that come from elsewhere, else ``signer``
-    makes them; from the call of either of them on no program is started. With neither, :class:`UnsignableError` is raised before anything is derived. Other errors are those of
-    :mod:`freehold.device.derive`.
+    makes them; once either was asked, no program is started any more. With neither, :class:`UnsignableError` is raised before
+    anything is derived. Other errors are those of :mod:`freehold.device.derive`.
     """
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
         entries = stage.ensure_esp(sysroot)
@@ -126,10 +133,7 @@ def on_base(
     if text == EMPTY:
         return _plain(sysroot, base, entries, done, monitor, allow)
     if signer is None and signatures is None:
-        raise UnsignableError(
-            "no key on this machine can sign a deployment",
-            hint="--request FILE has it signed by the owner elsewhere, --key URI by the owner's key here",
-        )
+        raise UnsignableError
     unsigned = prepare(sysroot, base, text, serial, monitor, packages)
     _check_order(entries, unsigned.manifest)
     derive.keep(sysroot, unsigned)
@@ -146,7 +150,7 @@ def on_base(
 
 def _needed(signer: Signer | None) -> Signer:
     if signer is None:
-        raise UnsignableError("no key on this machine can sign a deployment")
+        raise UnsignableError
     return signer
 
 

@@ -72,13 +72,13 @@ def content(data: bytes, path: str) -> bytes | None:
     """
     try:
         reader = _Reader(data)
-        inode = reader._inode(reader.root)  # noqa: SLF001 (this module's own)
+        inode = reader._inode(reader.root)
         for part in path.strip("/").split("/"):
-            found = dict(reader._names(inode)) if stat.S_ISDIR(inode.mode) else {}  # noqa: SLF001
+            found = dict(reader._names(inode)) if stat.S_ISDIR(inode.mode) else {}
             if part not in found:
                 return None
-            inode = reader._inode(found[part])  # noqa: SLF001
-        return reader._content(inode) if stat.S_ISREG(inode.mode) else None  # noqa: SLF001
+            inode = reader._inode(found[part])
+        return reader._content(inode) if stat.S_ISREG(inode.mode) else None
     except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise InputError(f"the image is damaged: {error}") from None
 
