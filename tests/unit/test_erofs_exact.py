@@ -92,10 +92,10 @@ def test_another_tree_is_not_it(image: bytes) -> None:
 def nid(image: bytes, path: str) -> int:
     """Where the inode of ``path`` is."""
     reader = erofs._Reader(image)
-    number = reader.root
+    number: int = reader.root
     for part in path.split("/")[1:]:
         number = dict(reader._names(reader._inode(number)))[part]
-    return reader.meta + number * 32
+    return int(reader.meta + number * 32)
 
 
 def xattrs(image: bytes, path: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -64,6 +65,8 @@ def _prepare() -> Sysroot:
     from freehold.device import private, stage
 
     updater.shield()
+    # The launcher's 077 is for secrets; of deployments everybody may know.
+    os.umask(0o022)
     stage.ensure_esp(Sysroot())
     return private.enter()
 
