@@ -37,7 +37,7 @@ def enter(place: Path = PLACE, sysroot: Sysroot | None = None) -> Sysroot:
         (system / _VARIABLES).mkdir(parents=True)
         mounts.mount("proc", system / "proc", "proc", _FLAGS)
         with contextlib.suppress(OSError):  # firmware without variables has no Secure Boot either
-            mounts.mount("efivarfs", system / _VARIABLES, "efivarfs", _FLAGS | mounts.MS_RDONLY)
+            mounts.mount("efivarfs", system / _VARIABLES, "efivarfs", _FLAGS)
         for name in ("usr", "run"):
             (system / name).symlink_to(f"/{name}")
         (place / "scratch").mkdir()
