@@ -42,6 +42,8 @@ static const struct verb {
 } VERBS[] = {
 	{ "self-check", 0, 0 },
 	{ "allow", 1, 1 }, /* a deployment's id */
+	{ "apply", 0, 7 }, /* words: offered, release=ID, how to tell */
+	{ "upgrade", 1, 7 }, /* words, release=ID among them */
 };
 
 static int fail(const char *what)
@@ -110,7 +112,7 @@ int main(int argc, char **argv)
 	if (fcntl(STDOUT_FILENO, F_GETFD) < 0 || fcntl(STDERR_FILENO, F_GETFD) < 0)
 		return 2; /* or a file that is opened later would be written to */
 	if (!is_command(argc - 1, argv + 1)) {
-		fprintf(stderr, "usage: updater self-check | allow\n");
+		fprintf(stderr, "usage: updater self-check | allow | apply | upgrade\n");
 		return 2;
 	}
 	memcpy(command + 5, argv + 1, (size_t)(argc - 1) * sizeof(*command));

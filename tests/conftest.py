@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which order, and by which of two workers, tests run."""
+"""In which order, and by which of two workers, tests run; hypothesis without a stop-watch."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Two cores and a virtual machine beside: how long one example takes says nothing about the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -27,6 +27,8 @@ CLEAN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAIL_LINES = 40
 
 Argument = str | os.PathLike[str]
+#: Why this process starts nothing any more; empty: it does.
+_ended: list[str] = []
 
 
 class Completed(NamedTuple):
@@ -129,6 +131,14 @@ def start(
         )
 
 
+def end_programs(reason: str) -> None:
+    """From now on this process starts no program: it holds what a child's memory would be a copy of.
+
+    What tries is a bug of ours and raises :class:`RuntimeError`. :func:`replace` stays: its memory is nobody's copy.
+    """
+    _ended.append(reason)
+
+
 def replace(argv: Sequence[Argument], *, env: Mapping[str, str] | None = None) -> None:
     """Replace this process by ``argv`` (never returns when it works)."""
     command = [os.fspath(part) for part in argv]
@@ -139,6 +149,8 @@ def replace(argv: Sequence[Argument], *, env: Mapping[str, str] | None = None) -
 
 
 def _started(command: Sequence[str], **options: object) -> subprocess.Popen[bytes]:
+    if _ended:
+        raise RuntimeError(f"no program is started any more ({_ended[0]}): {command[0]}")
     try:
         return subprocess.Popen(command, **options)  # type: ignore[call-overload, no-any-return]
     except FileNotFoundError:

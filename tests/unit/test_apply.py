@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -15,16 +13,29 @@ from hypothesis import strategies as st
 from lab_derive import MACHINE, DeriveLab, keys
 
 from freehold.cli.table import VERBS
-from freehold.device import apply, derive, loader, request_verbs, stage, status, strict, upgrade, wanted
+from freehold.device import (
+    apply,
+    carry,
+    derive,
+    device_key,
+    handover,
+    loader,
+    request_verbs,
+    stage,
+    status,
+    strict,
+    upgrade,
+    wanted,
+)
 from freehold.device import base as bases
 from freehold.device.sysroot import Sysroot, history
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
-from freehold.keys.x509 import Signer
+from freehold.keys.device import Facts, write_facts
 from freehold.lock import actions, requests
 from freehold.lock import intent as intents
 from freehold.lock import verbs as lock_verbs
 from freehold.lock.intent import Intent
-from freehold.lock.requests import Karg, Requests
+from freehold.lock.requests import Karg, Package, Requests
 from freehold.monitor import NullMonitor
 from freehold.report import Report
 from freehold.seal import pe
@@ -168,9 +179,39 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeriveLab:
     return made
 
 
-def device(monkeypatch: pytest.MonkeyPatch, by: str | None) -> None:
-    monkeypatch.setattr(request_verbs, "device_allow", lambda _: None)
-    monkeypatch.setattr(request_verbs, "device_signer", lambda _: (keys()[by] if by else None, "" if by else "strict"))
+class LabKey:
+    """The device key of a machine in a directory: ``by`` signs, or nobody does."""
+
+    def __init__(self, by: str | None, fault: str = "") -> None:
+        self.by, self.fault, self.allowed = by, fault, list[str]()
+
+    def refusal(self, _: Intent | None) -> str:
+        return "" if self.by else "strict"
+
+    def signatures(self, unsigned: derive.Unsigned) -> derive.Signatures:
+        if self.fault:
+            raise apply.UnsignableError(self.fault)
+        return derive.sign(unsigned, keys()[self.by or ""])
+
+    def allow(self, identity: str) -> None:
+        if self.fault:
+            raise FreeholdError(self.fault)
+        self.allowed.append(identity)
+
+
+def device(monkeypatch: pytest.MonkeyPatch, by: str | None, fault: str = "") -> LabKey:
+    """What the command hands over, the updater's work does in this process, with the words that it would have read."""
+    from freehold.device import sysroot
+
+    key = LabKey(by, fault)
+
+    def start(verb: str, words: handover.Words) -> Report:
+        work = {"apply": carry.apply, "upgrade": carry.upgrade}[verb]
+        return work(sysroot.Sysroot(), key, MONITOR, handover.read(words.spelt()))
+
+    monkeypatch.setattr(handover, "start", start)
+    monkeypatch.setattr(handover, "refusal", lambda _, intent: key.refusal(intent))
+    return key
 
 
 def command(line: str) -> Report:
@@ -208,6 +249,102 @@ def test_the_owner_at_the_machine(lab: DeriveLab, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(VerificationError):
         command("kargs --append evil --key stranger")
     assert wanted.load(lab.sysroot).list.lines == ()
+
+
+@build
+def test_the_owner_signs_where_no_device_key_does(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    device(monkeypatch, None)
+    assert command("kargs --append loglevel=7 --key me").data["version"] == "1.0^1"
+    assert bases.read(lab.sysroot, loader.listing(lab.sysroot.esp)[0].id)[0].signer == "me"
+    with pytest.raises(apply.UnsignableError, match=r"^no key on this machine can sign a deployment: strict$") as error:
+        standing(lab, requests.serialize(Requests((Karg("append", "nosmt"),))), 8)
+        command("apply")
+    assert "--request FILE" in (error.value.hint or "")
+
+
+@build
+def test_the_key_fails_when_it_is_opened(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    device(monkeypatch, "machine", "the TPM refuses the device key")
+    with pytest.raises(apply.UnsignableError, match="can sign a deployment: the TPM refuses the device key"):
+        command("kargs --append loglevel=7 --key me")
+    inbox = lab.sysroot.root / "inbox"
+    assert len(lab.entries()) == 1
+    assert not (inbox / "intent").exists()
+    assert not (inbox / "offered").exists()
+
+
+@build
+def test_what_the_updater_is_offered_counts_by_its_signature(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = device(monkeypatch, "machine")
+    standing(lab, KARGS, 7)
+    name = wanted.store_list(lab.sysroot, requests.serialize(Requests((Karg("append", "evil"),))))
+    words = handover.Words(offered=True)
+    for offer in (
+        sign(dataclasses.replace(PLAIN, serial=8, requests=name), "stranger"),
+        sign(dataclasses.replace(PLAIN, serial=7, requests=name)),
+        sign(dataclasses.replace(PLAIN, serial=8, requests=name, machine="f" * 32)),
+        b"freehold-device-key 1\nsecret c2VjcmV0\n",
+        b"x" * 1_000_000,
+    ):
+        wanted.offer(lab.sysroot, offer)
+        with pytest.raises(VerificationError) as error:
+            carry.apply(lab.sysroot, key, MONITOR, words)
+        assert "c2VjcmV0" not in f"{error.value.message}{error.value.hint}{error.value.details}"
+    with pytest.raises(NotHereError, match="no intent is offered"):
+        carry.apply(lab.sysroot, key, MONITOR, words)
+    secret = lab.sysroot.root / "owner/secret"
+    secret.write_bytes(sign(dataclasses.replace(PLAIN, serial=8, requests=name)))
+    (lab.sysroot.root / "inbox/offered").symlink_to(secret)
+    with pytest.raises(NotHereError, match="no intent is offered"):
+        carry.apply(lab.sysroot, key, MONITOR, words)
+    assert len(lab.entries()) == 1
+    # What root wrote into the list beside the intent asks for nothing.
+    assert carry.apply(lab.sysroot, key, MONITOR, handover.PLAIN).data["requests"] == ["karg append loglevel=7"]
+    assert key.allowed == [loader.listing(lab.sysroot.esp)[0].id]
+
+
+@build
+def test_the_updater_takes_releases_only(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = device(monkeypatch, "machine")
+    standing(lab, KARGS, 7)
+    made = apply.transact(lab.sysroot, KARGS, 7, keys()["machine"], MONITOR).manifest
+    older = lab.install("0.9", 900, entry=False)
+    for work in (carry.apply, carry.upgrade):
+        with pytest.raises(VerificationError, match="no release"):
+            work(lab.sysroot, key, MONITOR, handover.Words(release=made.id))
+        with pytest.raises(NotHereError):
+            work(lab.sysroot, key, MONITOR, handover.Words(release="0" * 16))
+    with pytest.raises(VerificationError, match="not newer than the running"):
+        carry.upgrade(lab.sysroot, key, MONITOR, handover.Words(release=older.id))
+    # Below the floor nothing is made, whatever is asked for.
+    (lab.sysroot.root / "owner/floor").write_bytes(b"freehold-floor 1\nraised 950\nserial 7\n")
+    with pytest.raises(VerificationError, match="rollback floor 950"):
+        carry.apply(lab.sysroot, key, MONITOR, handover.Words(release=older.id))
+    data = (lab.sysroot.deployments / older.id / "manifest.json").read_bytes()
+    (lab.sysroot.deployments / older.id / "manifest.json.sig").write_bytes(keys()["machine"].sign_document(data))
+    with pytest.raises(VerificationError, match="only a release key may"):
+        carry.upgrade(lab.sysroot, key, MONITOR, handover.Words(release=older.id))
+
+
+@build
+def test_packages_are_not_added_under_the_lock(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = device(monkeypatch, "machine")
+    standing(lab, requests.serialize(Requests(packages=(Package("fish"),))))
+    with pytest.raises(FreeholdError, match="while this machine is locked"):
+        carry.apply(lab.sysroot, key, MONITOR, handover.PLAIN)
+    assert len(lab.entries()) == 1
+
+
+@build
+def test_the_last_request_that_goes_leaves_the_release_with_the_key(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = device(monkeypatch, "machine")
+    standing(lab, KARGS, 7)
+    assert command("apply").data["version"] == "1.0^7"
+    for path in (lab.sysroot.esp / "EFI/Linux").glob("freehold-1.0-*"):
+        path.rename(lab.sysroot.deployments / lab.running.id / "uki.efi")
+    standing(lab, wanted.EMPTY, 8)
+    assert command("apply").data["version"] == "1.0"
+    assert key.allowed[-1] == lab.running.id
 
 
 @build
@@ -362,7 +499,7 @@ class Releases:
         config = lab.sysroot.system / "usr/lib/freehold/update.toml"
         config.write_text('[update]\nurl = "http://localhost"\nstream = "stable"\n')
         self.offer: Offer | None = None
-        monkeypatch.setattr(request_verbs, "device_allow", lambda _: None)
+        self.monkeypatch = monkeypatch
         monkeypatch.setattr(stage, "look", lambda *_: self.offer)
         monkeypatch.setattr(stage, "download", lambda *_: None)
 
@@ -372,9 +509,9 @@ class Releases:
         return made
 
 
-def go(lab: DeriveLab, signer: Signer | None) -> Report:
-    options = upgrade.Options(signer=lambda _: (signer, "" if signer else "strict"))
-    return upgrade.upgrade(lab.sysroot, options, MONITOR)
+def go(lab: DeriveLab, server: Releases, by: str | None, fault: str = "") -> Report:
+    device(server.monkeypatch, by, fault)
+    return upgrade.upgrade(lab.sysroot, upgrade.Options(), MONITOR)
 
 
 def standing(lab: DeriveLab, text: bytes, serial: int = 7) -> None:
@@ -389,20 +526,23 @@ def test_an_update_takes_the_requests_along(lab: DeriveLab, monkeypatch: pytest.
     first = apply.transact(lab.sysroot, KARGS, 7, keys()["machine"], MONITOR).manifest
     lab.boot(first)
     new = server.bring("2.0", 2000)
-    report = go(lab, keys()["machine"])
+    report = go(lab, server, "machine")
     assert "2.0^7 is staged" in report.text
+    assert {"verdict", "running", "offered", "signer", "stream", "staged", "downloaded", "requests"} <= set(report.data)
+    assert (report.data["signer"], report.data["stream"]) == ("vendor", "stable")
+    assert status.gather(lab.sysroot)["update"]["available"] is None  # type: ignore[index]
     staged = loader.listing(lab.sysroot.esp)[0]
     assert staged.version == "2.0^7"
     # The release alone has no boot entry.
     assert new.id not in {entry.id for entry in loader.listing(lab.sysroot.esp)}
     line = strict.command_line(lab.uki(bases.read(lab.sysroot, staged.id)[0].manifest))
     assert line.endswith("panic=5 loglevel=7")
-    assert go(lab, keys()["machine"]).data["verdict"] == "staged"
+    assert go(lab, server, "machine").data["verdict"] == "staged"
     # The next one goes on from there, though the release is only known below what runs.
     lab.boot(bases.read(lab.sysroot, staged.id)[0].manifest)
-    assert go(lab, keys()["machine"]).data["verdict"] == "current"
+    assert go(lab, server, "machine").data["verdict"] == "current"
     server.bring("3.0", 3000)
-    assert "3.0^7 is staged" in go(lab, keys()["machine"]).text
+    assert "3.0^7 is staged" in go(lab, server, "machine").text
 
 
 @build
@@ -412,13 +552,18 @@ def test_an_update_is_held_when_the_requests_do_not_go_with_it(lab: DeriveLab, m
     server.bring("2.0", 2000)
     before = lab.entries()
     with pytest.raises(FreeholdError, match=r"2\.0 is held.*strict") as error:
-        go(lab, None)
+        go(lab, server, None)
     assert "--release 2.0" in (error.value.hint or "")
+    # The updater finds out only when it opens the key.
+    with pytest.raises(FreeholdError, match=r"2\.0 is held.*the TPM refuses") as error:
+        go(lab, server, "machine", "the TPM refuses the device key")
+    assert "--release 2.0" in (error.value.hint or "")
+    assert "the TPM refuses" in str(status.gather(lab.sysroot)["messages"])
     standing(lab, requests.serialize(Requests(tuple(Karg("append", f"a{n}={'x' * 500}") for n in range(5)))), 8)
     with pytest.raises(FreeholdError, match=r"2\.0 is held.*2047"):
-        go(lab, keys()["machine"])
+        go(lab, server, "machine")
     assert lab.entries() == before
-    assert [event["event"] for event in history(lab.sysroot)] == ["held", "held"]
+    assert [event["event"] for event in history(lab.sysroot)] == ["held"] * 3
     assert "2.0 is held" in str(status.gather(lab.sysroot)["messages"])
     # The owner signs the deployment elsewhere.
     standing(lab, KARGS, 9)
@@ -433,20 +578,37 @@ def test_an_update_is_held_when_the_requests_do_not_go_with_it(lab: DeriveLab, m
 def test_without_requests_an_update_is_the_release_itself(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Releases(lab, monkeypatch)
     new = server.bring("2.0", 2000)
-    assert "2.0 is staged" in go(lab, None).text
+    assert "2.0 is staged" in go(lab, server, None).text
     assert loader.listing(lab.sysroot.esp)[0].id == new.id
 
 
-def test_a_strict_intent_uses_no_device_key(small: Sysroot, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("freehold.device.device_key")
-    module.Machine = lambda *parts: parts  # type: ignore[attr-defined]
-    module.open_signer = lambda *_: keys()["machine"]  # type: ignore[attr-defined]
-    monkeypatch.setattr("freehold.device.sysroot.Sysroot", lambda: small)
-    monkeypatch.setitem(sys.modules, "freehold.device.device_key", module)
-    assert request_verbs.device_signer(PLAIN)[0] is keys()["machine"]
-    signer, why = request_verbs.device_signer(dataclasses.replace(PLAIN, strict=True))
-    assert signer is None
-    assert "strict" in why
+def locked(small: Sysroot, monkeypatch: pytest.MonkeyPatch, *, key: bool = True) -> list[str]:
+    """Make ``small`` a locked machine, with or without a key; what a boot that may not use the key is refused for."""
+    refused: list[str] = []
+
+    def check_boot(*_: object) -> None:
+        if refused:
+            raise device_key.DeviceKeyError(refused[0])
+
+    monkeypatch.setattr(device_key, "check_boot", check_boot)
+    monkeypatch.setattr(device_key, "open_key", lambda *_: pytest.fail("the key was opened"))
+    (small.root / "owner/intent").write_bytes(sign(PLAIN))
+    if key:
+        (small.root / "owner/device.facts").write_bytes(write_facts(Facts("file", "a" * 64, 1, 2)))
+    return refused
+
+
+def test_who_signs_is_decided_without_opening_the_key(small: Sysroot, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = locked(small, monkeypatch)
+    assert handover.refusal(small, PLAIN) == ""
+    assert "strict" in handover.refusal(small, dataclasses.replace(PLAIN, strict=True))
+    refused.append("Secure Boot is off: the device key is not used")
+    assert handover.refusal(small, PLAIN) == "Secure Boot is off: the device key is not used"
+
+
+def test_a_machine_without_a_device_key(small: Sysroot, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked(small, monkeypatch, key=False)
+    assert handover.refusal(small, PLAIN) == "this machine has no device key"
 
 
 def test_the_verbs_are_in_the_table() -> None:

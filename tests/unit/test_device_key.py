@@ -25,7 +25,7 @@ from lab_device import ID, LOCKED, OTHER, Bench, digest, event, keychain, log, s
 from lab_release import Lab
 
 from freehold.cli import main
-from freehold.device import device_key, device_key_verbs, stage, updater, upgrade
+from freehold.device import device_key, device_key_verbs, handover, stage, updater, upgrade
 from freehold.device.device_key import DeviceKeyError
 from freehold.device.status import gather, text
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
@@ -689,7 +689,7 @@ def test_an_upgrade_asks_the_updater_and_goes_on_without(bench: Bench, tmp_path:
             said.append(text)
 
     launcher, sysroot = tmp_path / "updater", bench.lab.sysroot
-    monkeypatch.setattr(upgrade, "UPDATER", str(launcher))
+    monkeypatch.setattr(handover, "UPDATER", launcher)
     bench.lock()
     assert not upgrade._allow_device_key(sysroot, "a" * 16, Listening())
     refusing = 'test "$2" = aaaaaaaaaaaaaaaa || { echo "updater: it is not" >&2; exit 1; }'

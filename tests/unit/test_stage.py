@@ -477,8 +477,10 @@ def test_configuration_layers(lab: Lab) -> None:
     assert lab.sysroot.update_config("locked").url.startswith("http://127.0.0.1")
     lab.configure("http://factory.example", "usr/etc/freehold/update.toml")
     assert lab.sysroot.update_config("locked").url == "http://factory.example"
-    lab.configure("http://owner.example", "run/freehold/config/freehold/update.toml")
-    assert lab.sysroot.update_config("locked").url == "http://owner.example"
+    # Root can put files there; what the owner committed is read out of the image (test_committed).
+    lab.configure("http://evil.example", "run/freehold/config/freehold/update.toml")
+    assert lab.sysroot.update_config("locked").url == "http://factory.example"
+    assert lab.sysroot.update_config("open").url == "http://evil.example"
 
 
 @pytest.mark.parametrize(

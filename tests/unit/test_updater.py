@@ -6,6 +6,7 @@ What the launcher executes is a program of this test's that writes down what it 
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
@@ -24,9 +25,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold import run
+from freehold.device import handover, private
 from freehold.device import updater as device_updater
-from freehold.errors import FreeholdError
-from freehold.lock import updater
+from freehold.errors import FreeholdError, InputError
+from freehold.lock import mounts, updater
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "early" / "updater.c"
@@ -132,6 +134,10 @@ def test_nothing_else_is_inherited(launcher: Path) -> None:
         ("self-check ",),
         ("self-check", ""),
         ("self-check", "x"),
+        ("upgrade",),
+        ("apply", "--json"),
+        ("apply", "release=1.0^7"),
+        ("apply", *"abcdefgh"),
         ("SELF-CHECK",),
         ("--help",),
     ],
@@ -139,7 +145,7 @@ def test_nothing_else_is_inherited(launcher: Path) -> None:
 def test_other_command_lines_are_refused(launcher: Path, arguments: tuple[str, ...]) -> None:
     done = start(launcher, *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"usage: updater self-check | allow\n"
+    assert done.stderr == b"usage: updater self-check | allow | apply | upgrade\n"
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +198,57 @@ def test_both_lists_of_verbs_agree() -> None:
     table = re.search(r"VERBS\[\] = \{(.*?)\n\};", SOURCE.read_text(), re.DOTALL)
     assert table is not None
     assert re.findall(r'\{ "([a-z-]+)",', table[1]) == list(device_updater.VERBS)
+
+
+WORDS = st.builds(
+    handover.Words, *[st.booleans()] * 5, progress=st.sampled_from([0, 1, 2]),
+    release=st.sampled_from(["", "0123456789abcdef"]),
+)  # fmt: skip
+
+
+@needs_compiler
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=WORDS)
+def test_what_a_command_says_arrives(launcher: Path, words: handover.Words) -> None:
+    said = answer(start(launcher, "apply", *words.spelt()))["argv"]
+    assert said[5] == "apply"
+    assert handover.read(said[6:]) == words
+    assert start(launcher, "upgrade", *words.spelt()).returncode == (7 if words.spelt() else 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "json json", "quiet json", "progress=0", "progress=3", "progress=", "release=", "release=0123456789ABCDEF",
+             "release=../../../../etc", "json=1", "release=0123456789abcdef json"],
+)  # fmt: skip
+def test_words_have_one_spelling(text: str) -> None:
+    with pytest.raises(InputError):
+        handover.read(text.split())
+
+
+def test_a_command_says_how_it_is_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = argparse.Namespace(json=True, quiet=False, progress_fd=2)
+    assert handover.how(options, {}).spelt() == ["json", "progress=2"]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    # Another descriptor does not go along; then there are lines.
+    assert handover.how(argparse.Namespace(progress_fd=9), {"TERM": "xterm"}).spelt() == ["terminal"]
+    assert handover.how(argparse.Namespace(progress_fd=9), {"TERM": "dumb"}).spelt() == []
+
+
+@needs_compiler
+def test_a_command_becomes_the_updater(launcher: Path) -> None:
+    """Its outputs and its exit status are the command's."""
+    script = (
+        "import sys; from pathlib import Path; from freehold.device import handover\n"
+        f"handover.UPDATER = Path({str(launcher)!r}); print('before')\n"
+        "handover.start('upgrade', handover.Words(quiet=True, release='0123456789abcdef'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, env={"PYTHONPATH": str(ROOT / "src")}, timeout=60, check=False
+    )
+    assert done.returncode == 7, done
+    first, second = done.stdout.splitlines()
+    assert first == b"before"
+    assert json.loads(second)["argv"][5:] == ["upgrade", "quiet", "release=0123456789abcdef"]
 
 
 # ---- the process that it starts ----
@@ -286,4 +343,60 @@ def test_the_entry_runs_isolated_and_refuses_other_verbs() -> None:
     text = script.replace("/usr/lib/python3/dist-packages", str(ROOT / "src"))
     done = run.run([sys.executable, "-I", "-S", "-B", "-c", text, "sign"], check=False)
     assert (done.status, done.stdout) == (2, b"")
-    assert done.stderr == b"usage: updater self-check | allow\n"
+    assert done.stderr == b"usage: updater self-check | allow | apply | upgrade\n"
+
+
+def test_a_fault_tells_its_kind_only(capfd: pytest.CaptureFixture[str]) -> None:
+    """Root chose the files that were read: one of them may have been a mount over a secret."""
+
+    def fail(_: object) -> int:
+        raise ValueError("c2VjcmV0")
+
+    assert updater.main(["apply"], {"apply": fail}) == 1
+    assert capfd.readouterr().err == "updater: it failed: ValueError\n"
+
+
+def test_who_holds_a_secret_starts_nothing() -> None:
+    def work() -> str:
+        run.run(["true"])
+        run.end_programs("the device key is open")
+        try:
+            run.run(["true"])
+        except RuntimeError as error:
+            return str(error)
+        return "it ran"
+
+    assert "no program is started any more (the device key is open): true" in in_a_child(work)
+
+
+def may_mount() -> bool:
+    def work() -> str:
+        try:
+            mounts.private_namespace(follow=False)
+        except OSError:
+            return "no"
+        return "yes"
+
+    return in_a_child(work) == repr("yes")
+
+
+@pytest.mark.skipif(not may_mount(), reason="this process may not have a mount namespace")
+def test_the_place_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "before").write_text("seen by all")
+
+    def work() -> tuple[object, ...]:
+        sysroot = private.enter(tmp_path)
+        (sysroot.work / "ball").write_bytes(b"x")
+        seen = Path(f"/proc/{os.getppid()}/root/{tmp_path}")
+        return (
+            sysroot.booted(), (sysroot.system / "usr").readlink(), (sysroot.system / "etc").exists(), sysroot.secure_boot(),
+            (sysroot.system / "proc/cmdline").read_text() == Path("/proc/cmdline").read_text(),
+            sorted(path.name for path in tmp_path.iterdir()), sorted(path.name for path in seen.iterdir()),
+            tmp_path.stat().st_mode & 0o777, sysroot.root,
+        )  # fmt: skip
+
+    expected = (
+        "", Path("/usr"), False, False, True, ["scratch", "system"], ["before"], 0o700, Path("/sysroot"),
+    )  # fmt: skip
+    assert in_a_child(work) == repr(expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["before"]

@@ -48,7 +48,14 @@ class Outcome:
 
 
 class UnsignableError(FreeholdError):
-    """There is no key on this machine that could sign what was derived; the owner's side has to."""
+    """There is no key on this machine that could sign what was derived (``why``); the owner's side has to."""
+
+    def __init__(self, why: str = "", *, hint: str | None = None) -> None:
+        super().__init__(
+            f"no key on this machine can sign a deployment{f': {why}' if why else ''}",
+            hint=hint or "--request FILE has it signed by the owner elsewhere, --key URI by the owner's key here",
+        )
+        self.why = why
 
 
 def existing(sysroot: Sysroot, entries: Sequence[loader.Entry], base: Base, name: str) -> loader.Entry | None:
@@ -94,9 +101,9 @@ def transact(
 ) -> Outcome:  # fmt: skip
     """Make the deployment that the list ``text`` asks for the next to boot.
 
-    ``accept`` is step 4, ``allow`` comes before it. ``signatures`` gives those that came from elsewhere, else ``signer``
-    makes them; with neither, :class:`UnsignableError` is raised before anything is derived. Other errors are those of
-    :mod:`freehold.device.derive`.
+    ``accept`` is step 4, ``allow`` comes before it. ``signatures`` gives those that come from elsewhere, else ``signer``
+    makes them; once either was asked, no program is started any more. With neither, :class:`UnsignableError` is raised before
+    anything is derived. Other errors are those of :mod:`freehold.device.derive`.
     """
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
         entries = stage.ensure_esp(sysroot)
@@ -124,17 +131,15 @@ def on_base(
         done()
         return _choose(sysroot, entries, found, monitor)
     if text == EMPTY:
-        return _plain(sysroot, base, entries, done, monitor)
+        return _plain(sysroot, base, entries, done, monitor, allow)
     if signer is None and signatures is None:
-        raise UnsignableError(
-            "no key on this machine can sign a deployment",
-            hint="--request FILE has it signed by the owner elsewhere, --key URI by the owner's key here",
-        )
+        raise UnsignableError
     unsigned = prepare(sysroot, base, text, serial, monitor, packages)
+    _check_order(entries, unsigned.manifest)
+    derive.keep(sysroot, unsigned)
     with step(monitor, "signing"):
         made = signatures(unsigned) if signatures is not None else derive.sign(unsigned, _needed(signer))
     manifest = derive.finish(sysroot, unsigned, made)
-    _check_order(entries, manifest)
     if allow is not None:
         allow(manifest.id)
     done()
@@ -145,7 +150,7 @@ def on_base(
 
 def _needed(signer: Signer | None) -> Signer:
     if signer is None:
-        raise UnsignableError("no key on this machine can sign a deployment")
+        raise UnsignableError
     return signer
 
 
@@ -159,10 +164,18 @@ def _check_order(entries: Sequence[loader.Entry], manifest: Manifest) -> None:
         )
 
 
-def _plain(sysroot: Sysroot, base: Base, entries: Sequence[loader.Entry], done: Accept, monitor: Monitor) -> Outcome:
+def _plain(
+    sysroot: Sysroot, base: Base, entries: Sequence[loader.Entry], done: Accept, monitor: Monitor, allow: Allow | None
+) -> Outcome:
     """No requests are left, and the release's own boot entry is gone: bring it back, then set what sorts before it aside."""
     bases.kernel_image(sysroot, base, entries)
     bases.rescue_image(sysroot, base)
+    if allow is not None:
+        try:
+            allow(base.manifest.id)
+        except FreeholdError as error:
+            # The release needs no signature of ours: a key that is not there keeps nobody from it.
+            monitor.message(f"the device key will not be there after the reboot: {error.message}")
     done()
     with step(monitor, "staging"):
         entry = stage.commit(sysroot, base.manifest)

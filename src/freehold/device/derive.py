@@ -5,14 +5,19 @@ Never proportional to the release: only what changes is read, hashed and written
 entries, by name and digest. Order, so that a cut leaves the machine as it was:
 
 1. :func:`assemble`: changed files into the repository (one commit on top of the release's), fs-verity on each, measured
-   against what was meant; the image under a temporary name, verity, measured, renamed; the kernel images with their new
-   command lines, unsigned, in memory;
-2. :func:`finish`: signatures; ref; kernel images, signer, signature and last the manifest into ``deployments/ID``. Now it is a
+   against what was meant; the image, read and compared with what was meant, under a temporary name, verity, measured, renamed;
+   the kernel images with their new command lines, unsigned, in memory;
+2. :func:`keep`: a ref. This is the last program that is started: who opens a secret to sign starts none after it;
+   :func:`finish`: signatures; kernel images, signer, signature and last the manifest into ``deployments/ID``. Now it is a
    downloaded deployment like any other;
 3. :func:`freehold.device.stage.commit`: one rename on the boot partition, behind that of the rescue image.
 
 What a cut leaves after 1 or 2 has no boot entry; ``cleanup`` removes it, and the next derivation makes it again: equal
 inputs give equal bytes.
+
+What is signed is what was derived, whoever could reach the programs that wrote it: the image is compared, entry by entry and
+as a kernel would read it, in the memory that is then written and named by its digest; the kernel image never leaves memory before
+it is signed; each new file's content counts by the digest that the kernel enforces, which is computed here.
 """
 
 from __future__ import annotations
@@ -31,18 +36,18 @@ from freehold import atomic
 from freehold.device import base as bases
 from freehold.device import content, loader, prune
 from freehold.device.base import Base
-from freehold.device.sysroot import Sysroot, image_of, read_text
-from freehold.errors import FreeholdError, InputError
+from freehold.device.sysroot import Sysroot, image_of, read_bytes, read_text
+from freehold.errors import FreeholdError, InputError, VerificationError
 from freehold.keys import verity
 from freehold.keys.x509 import Signer
 from freehold.lock import requests
 from freehold.monitor import Monitor, step
 from freehold.run import run
-from freehold.seal import authenticode, cpio, pe
+from freehold.seal import authenticode, cpio, erofs, pe
 from freehold.seal.erofs import Image
 from freehold.seal.headerball import Entry, headerball
 from freehold.update import rescue_entry
-from freehold.update.manifest import ID_LENGTH, Derived, Manifest, Uki, serialize_manifest, version_valid
+from freehold.update.manifest import ID_LENGTH, IMAGE_LIMIT, Derived, Manifest, Uki, serialize_manifest, version_valid
 
 #: What names the release, in the tree and in the UKI.
 OS_RELEASE = "/usr/lib/os-release"
@@ -159,7 +164,7 @@ def assemble(
     if image_of(line) != base.manifest.image_digest:
         raise FreeholdError(f"the kernel image of {base.manifest.version} names another tree")
     line = requests.command_line(line, wanted.kargs)
-    work = fresh(sysroot.root / prune.DERIVE_SCRATCH)
+    work = fresh(sysroot.work / prune.DERIVE_SCRATCH)
     try:
         with step(monitor, "writing changed files"):
             made = _generated(sysroot, below, version, text, layer)
@@ -249,8 +254,13 @@ def _name(signer: Signer) -> str:
     return str(names[0].value)[:64] if names else "unnamed"
 
 
+def keep(sysroot: Sysroot, unsigned: Unsigned) -> None:
+    """Before it is signed: its objects are pruned no more. What remains of it without a deployment, the next cleanup removes."""
+    content.reference(sysroot, unsigned.manifest.id, unsigned.manifest.commit)
+
+
 def finish(sysroot: Sysroot, unsigned: Unsigned, signatures: Signatures) -> Manifest:
-    """Step 2: attach the signatures and make it a deployment, which does not boot yet.
+    """Step 2, after :func:`keep`: attach the signatures and make it a deployment, which does not boot yet. Starts no program.
 
     Nothing is kept that this machine would not believe later: raises :class:`freehold.errors.VerificationError`.
     """
@@ -262,7 +272,6 @@ def finish(sysroot: Sysroot, unsigned: Unsigned, signatures: Signatures) -> Mani
     keychain = Keychain.from_directory(sysroot.keychain)
     machine = read_text(sysroot.root / "owner/id", 64).strip() or None
     believed = believe.manifest(data, signatures.manifest, keychain, machine, "the new deployment")
-    content.reference(sysroot, manifest.id, manifest.commit)
     directory = sysroot.deployments / manifest.id
     directory.mkdir(parents=True, exist_ok=True)
     atomic.fsync_directory(sysroot.deployments)
@@ -378,23 +387,28 @@ def _objects(sysroot: Sysroot, commit: str, entries: Sequence[Entry]) -> list[En
 
 def _image(sysroot: Sysroot, entries: Sequence[Entry], commit: str, epoch: int, work: Path) -> tuple[str, int]:
     """Write the image of ``entries``; its digest (hex) and size. It has its name only when complete and durable."""
-    temporary = sysroot.images / f"{atomic.TEMPORARY_PREFIX}derive"
-    temporary.unlink(missing_ok=True)
-    ball = work / "ball"
+    made, ball = work / "image", work / "ball"
     ball.write_bytes(headerball(entries))
     # The UUID names the content, as in a build: nothing random gets in.
     name = uuid.UUID(hashlib.sha256(commit.encode()).hexdigest()[:32])
+    run([*sysroot.mkfs, "-d0", "--tar=headerball", f"-T{epoch}", f"-U{name}", made, ball])
+    data = read_bytes(made, IMAGE_LIMIT)
+    fault = erofs.exactly(data, entries, epoch)
+    if fault:
+        raise VerificationError(f"the new image is not used: {fault}", hint="the machine is unchanged; try again")
+    digest = verity.digest_bytes(data)
+    target = sysroot.images / digest.hex()
+    if target.is_file() and sysroot.verity.measure(target) == digest:
+        return digest.hex(), len(data)
+    temporary = sysroot.images / f"{atomic.TEMPORARY_PREFIX}derive"
     try:
-        run([*sysroot.mkfs, "-d0", "--tar=headerball", f"-T{epoch}", f"-U{name}", temporary, ball])
-        digest = verity.digest_file(temporary)
-        size = temporary.stat().st_size
-        target = sysroot.images / digest.hex()
-        if not (target.is_file() and sysroot.verity.measure(target) == digest):
-            atomic.fsync_directory(sysroot.images)
-            sysroot.verity.enable(temporary)
-            if sysroot.verity.measure(temporary) != digest:
-                raise FreeholdError("the kernel measures the new image differently; it is not used")
-            atomic.publish(temporary, target)
+        temporary.unlink(missing_ok=True)
+        temporary.write_bytes(data)
+        atomic.fsync_directory(sysroot.images)
+        sysroot.verity.enable(temporary)
+        if sysroot.verity.measure(temporary) != digest:
+            raise FreeholdError("the kernel measures the new image differently; it is not used")
+        atomic.publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    return digest.hex(), size
+    return digest.hex(), len(data)

@@ -104,6 +104,24 @@ class Made(NamedTuple):
     left_out: tuple[str, ...]
 
 
+class Opened(NamedTuple):
+    """The device key, open."""
+
+    machine: Machine
+    signer: Signer
+    file: KeyFile
+    bundle: Bundle
+
+    def allow(self, deployment: str) -> None:
+        """As :func:`allow`, with the key that is open."""
+        from freehold.keys.x509 import rsa_private
+
+        if self.file.keeper == "tpm2":
+            key = rsa_private(self.signer.private_key, "the device key")
+            # The values to believe were sealed with the key: nothing that root can fake is asked for them.
+            _allow(self.machine, deployment, key, [bytes.fromhex(state) for state in self.bundle.states])
+
+
 def make(machine: Machine) -> Made:
     """Make a key that waits for its certificate, and allow it to every deployment of this machine.
 
@@ -235,13 +253,39 @@ def check_boot(sysroot: Sysroot, standing: Standing) -> None:
 
 
 def open_signer(machine: Machine, standing: Standing) -> Signer:
-    """The device key, ready to sign; programs are never given it. For the updater's process only.
+    """The key of :func:`open_key`, ready to sign; programs are never given it."""
+    return open_key(machine, standing).signer
+
+
+def open_key(machine: Machine, standing: Standing) -> Opened:
+    """The device key. For the updater's process only, which then starts no program any more.
 
     ``standing`` is the owner's intent in force (:func:`freehold.lock.actions.standing`). Raises :class:`DeviceKeyError` when this
     boot may not use it, :class:`NotHereError` when there is none, :class:`FreeholdError` when the TPM fails.
     """
-    return _opened(machine, standing)[0]
+    from freehold.keys.x509 import Signer
 
+    check_boot(machine.sysroot, standing)
+    try:
+        file = device.read_key(read_bytes(machine.places.key, device.MAX_KEY_FILE))
+    except FileNotFoundError:
+        raise NotHereError(
+            "this machine has no device key", hint="`freehold unlock`, reboot and `freehold lock` make one"
+        ) from None
+    except PermissionError:
+        raise DeviceKeyError("the guard lets only the updater read the device key") from None
+    except OSError as error:
+        raise FreeholdError(f"{machine.places.key}: {error.strerror}") from None
+    except ValueError as error:
+        raise VerificationError(f"{machine.places.key}: {error}") from None
+    if file.machine != machine.id:
+        raise VerificationError("the device key on this disk is another machine's")
+    certificate = certificate_of(machine, file.public)
+    bundle = _bundle(machine, file)
+    key = _private(bundle)
+    if _public_der(key) != file.public:
+        raise VerificationError("the device key is not the one that its file names")
+    return Opened(machine, Signer(key, certificate, _never), file, bundle)
 
 def allow(machine: Machine, standing: Standing, deployment: str) -> None:
     """Let ``deployment``, staged and not booted yet, have the key after its reboot. For the updater's process only.
@@ -249,13 +293,7 @@ def allow(machine: Machine, standing: Standing, deployment: str) -> None:
     Writes signatures beside the deployment; nothing to do for a key in a file. Raises as :func:`open_signer`, and
     :class:`VerificationError` when the deployment's manifest or kernel image is not genuine.
     """
-    from freehold.keys.x509 import rsa_private
-
-    signer, file, bundle = _opened(machine, standing)
-    if file.keeper == "tpm2":
-        key = rsa_private(signer.private_key, "the device key")
-        # The values to believe were sealed with the key: nothing that root can fake is asked for them.
-        _allow(machine, deployment, key, [bytes.fromhex(state) for state in bundle.states])
+    open_key(machine, standing).allow(deployment)
 
 
 def certificate_of(machine: Machine, public: bytes) -> x509.Certificate:
@@ -310,32 +348,6 @@ def facts(places: Places) -> Facts | None:
         return device.read_facts(read_bytes(places.facts, device.MAX_TEXT))
     except (OSError, FreeholdError, ValueError):
         return None
-
-
-def _opened(machine: Machine, standing: Standing) -> tuple[Signer, KeyFile, Bundle]:
-    from freehold.keys.x509 import Signer
-
-    check_boot(machine.sysroot, standing)
-    try:
-        file = device.read_key(read_bytes(machine.places.key, device.MAX_KEY_FILE))
-    except FileNotFoundError:
-        raise NotHereError(
-            "this machine has no device key", hint="`freehold unlock`, reboot and `freehold lock` make one"
-        ) from None
-    except PermissionError:
-        raise DeviceKeyError("the guard lets only the updater read the device key") from None
-    except OSError as error:
-        raise FreeholdError(f"{machine.places.key}: {error.strerror}") from None
-    except ValueError as error:
-        raise VerificationError(f"{machine.places.key}: {error}") from None
-    if file.machine != machine.id:
-        raise VerificationError("the device key on this disk is another machine's")
-    certificate = certificate_of(machine, file.public)
-    bundle = _bundle(machine, file)
-    key = _private(bundle)
-    if _public_der(key) != file.public:
-        raise VerificationError("the device key is not the one that its file names")
-    return Signer(key, certificate, _never), file, bundle
 
 
 def _bundle(machine: Machine, file: KeyFile) -> Bundle:

@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from freehold.errors import FreeholdError, InputError
+from freehold.device import handover
+from freehold.errors import InputError
 from freehold.report import Report
 
 if TYPE_CHECKING:
-    from freehold.device.apply import Allow, Outcome
+    from freehold.device.apply import Accept, Outcome
+    from freehold.device.handover import Words
     from freehold.device.strict import Answer
     from freehold.device.sysroot import Sysroot
     from freehold.device.wanted import Wanted
     from freehold.keys.x509 import Signer
-    from freehold.lock.intent import Intent
     from freehold.lock.requests import Edit
     from freehold.monitor import Monitor
 
@@ -128,7 +130,7 @@ def _change(sysroot: Sysroot, edit: Edit, options: argparse.Namespace, monitor: 
     from freehold.lock import intent as intents
 
     owner = owner_signer(options.key, monitor)
-    return _accept(sysroot, intents.sign(intent, owner.sign), text, owner, monitor)
+    return _accept(sysroot, intents.sign(intent, owner.sign), text, owner, monitor, handover.how(options))
 
 
 def owner_signer(uri: str, monitor: Monitor) -> Signer:
@@ -138,62 +140,19 @@ def owner_signer(uri: str, monitor: Monitor) -> Signer:
     return verbs.owner_signer(uri, monitor)
 
 
-def device_signer(intent: Intent | None) -> tuple[Signer | None, str]:
-    """The device's key, or ``None`` and why it is not used; ``intent`` is what it would carry out."""
-    module = _device_key()
-    if intent is not None and intent.strict:
-        return None, "the intent is strict: the owner signs every deployment"
-    if module is None:
-        return None, "this version has no device key"
-    try:
-        signer: Signer = module.open_signer(*_this_machine(module))
-    except FreeholdError as error:
-        return None, error.message
-    except OSError as error:
-        return None, f"the device key cannot be read: {error.strerror}"
-    return signer, ""
-
-
-def device_allow(identity: str) -> None:
-    """Let the staged deployment ``identity`` have the device key after its reboot (a TPM holds it for known boots only)."""
-    module = _device_key()
-    if module is not None:
-        module.allow(*_this_machine(module), identity)
-
-
-def _device_key() -> Any:  # noqa: ANN401 (a module that need not be there)
-    import importlib
-
-    try:
-        return importlib.import_module("freehold.device.device_key")
-    except ImportError:
-        return None
-
-
-def _this_machine(module: Any) -> tuple[object, object]:  # noqa: ANN401
-    from freehold.device import wanted
-    from freehold.device.sysroot import Sysroot
-    from freehold.keys.verify import Keychain
-
-    sysroot = Sysroot()
-    here = module.Machine(wanted.machine(sysroot), sysroot, Keychain.from_directory(sysroot.keychain))
-    return here, wanted.standing(sysroot)
-
-
-def _accept(sysroot: Sysroot, signed: bytes, text: bytes, owner: Signer | None, monitor: Monitor) -> Report:
+def _accept(
+    sysroot: Sysroot, signed: bytes, text: bytes, owner: Signer | None, monitor: Monitor, how: Words, release: str | None = None
+) -> Report:
     """A signed intent with its list: derive, then leave the intent for the next boot, then stage."""
-    from freehold.device import apply, wanted
+    from freehold.device import wanted
 
     intent = wanted.check(sysroot, signed)
-    signer, why = device_signer(intent)
-    try:
-        outcome = apply.transact(
-            sysroot, text, intent.serial, signer or owner, monitor, accept=lambda: wanted.leave(sysroot, intent, signed),
-            allow=device_allow if signer is not None else None,
-        )
-    except apply.UnsignableError as error:
-        raise apply.UnsignableError(f"{error.message}: {why}", hint=error.hint) from None
-    return _done(outcome, text)
+    why = handover.refusal(sysroot, intent)
+    if not why:
+        wanted.offer(sysroot, signed)
+        return handover.start("apply", how._replace(offered=True, release=_id_of(sysroot, release)))
+    leave = functools.partial(wanted.leave, sysroot, intent, signed)
+    return done(_transact(sysroot, text, intent.serial, owner, release, monitor, why, leave), text)
 
 
 def _write_request(
@@ -213,11 +172,11 @@ def _write_request(
     from freehold.lock import intent as intents
 
     intent = wanted.propose(sysroot, text) if propose else None
-    signer, why = device_signer(intent or wanted.newest(sysroot)[0])
-    if signer is not None and intent is not None:
+    why = handover.refusal(sysroot, intent or wanted.newest(sysroot)[0])
+    if not why and intent is not None:
         atomic.write(path, intents.serialize(intent) + text)
     else:
-        monitor.message(f"the owner signs the whole deployment: {why}")
+        monitor.message(f"the owner signs the whole deployment{f': {why}' if why else ''}")
         with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
             entries = stage.ensure_esp(sysroot)
             base = bases.downloaded(sysroot, release) if release else bases.next_to_boot(sysroot, entries)
@@ -246,7 +205,7 @@ def apply(options: argparse.Namespace, monitor: Monitor) -> Report:
     sysroot = Sysroot()
     sysroot.booted_id()
     if options.answer is not None:
-        return _answer(sysroot, options.answer, options.release, monitor)
+        return _answer(sysroot, options, monitor)
     current = wanted.load(sysroot)
     if options.dry_run:
         return _transaction(current, current.text)
@@ -254,19 +213,28 @@ def apply(options: argparse.Namespace, monitor: Monitor) -> Report:
         return _write_request(
             sysroot, current.text, current.serial, options.request, monitor, propose=False, release=options.release
         )
-    signer, why = device_signer(current.intent)
-    allow = device_allow if signer is not None else None
-    if signer is None:
-        monitor.message(f"the device key is not used: {why}")
-        signer = owner_signer(options.key, monitor) if options.key is not None else None
-    outcome = _transact(sysroot, current.text, current.serial, signer, options.release, monitor, allow)
-    return _done(outcome, current.text)
+    why = handover.refusal(sysroot, current.intent)
+    if not why:
+        words = handover.how(options)._replace(release=_id_of(sysroot, options.release))
+        return handover.start("apply", words)
+    monitor.message(f"the device key is not used: {why}")
+    owner = owner_signer(options.key, monitor) if options.key is not None else None
+    outcome = _transact(sysroot, current.text, current.serial, owner, options.release, monitor, why)
+    return done(outcome, current.text)
+
+
+def _id_of(sysroot: Sysroot, release: str | None) -> str:
+    """The id of the downloaded release called ``release``; "" for none."""
+    from freehold.device import base as bases
+
+    return bases.downloaded(sysroot, release).manifest.id if release else ""
 
 
 def _transact(
-    sysroot: Sysroot, text: bytes, serial: int, signer: Signer | None, release: str | None, monitor: Monitor,
-    allow: Allow | None,
+    sysroot: Sysroot, text: bytes, serial: int, signer: Signer | None, release: str | None, monitor: Monitor, why: str,
+    accept: Accept | None = None,
 ) -> Outcome:  # fmt: skip
+    """In this process, with the owner's key or none; ``why`` the device key is not used."""
     from freehold import atomic
     from freehold.device import apply, stage
     from freehold.device import base as bases
@@ -274,13 +242,17 @@ def _transact(
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
         entries = stage.ensure_esp(sysroot)
         base = bases.downloaded(sysroot, release) if release else bases.next_to_boot(sysroot, entries)
-        return apply.on_base(sysroot, base, text, serial, signer, monitor, allow=allow)
+        try:
+            return apply.on_base(sysroot, base, text, serial, signer, monitor, accept=accept)
+        except apply.UnsignableError as error:
+            raise apply.UnsignableError(why, hint=error.hint) from None
 
 
-def _answer(sysroot: Sysroot, path: Path, release: str | None, monitor: Monitor) -> Report:
+def _answer(sysroot: Sysroot, options: argparse.Namespace, monitor: Monitor) -> Report:
     from freehold.device import strict, wanted
     from freehold.device.sysroot import read_bytes
 
+    path, release = options.answer, options.release
     try:
         data = read_bytes(path, strict.MAX_ANSWER_BYTES)
     except OSError as error:
@@ -289,7 +261,8 @@ def _answer(sysroot: Sysroot, path: Path, release: str | None, monitor: Monitor)
         intent = wanted.check(sysroot, data)
         if intent.requests is None:
             raise InputError("the answer asks for no requests", hint="an answer to lock or unlock belongs there")
-        return _accept(sysroot, data, wanted.read_list(sysroot, intent.requests), None, monitor)
+        text = wanted.read_list(sysroot, intent.requests)
+        return _accept(sysroot, data, text, None, monitor, handover.how(options), release)
     return attach(sysroot, strict.parse_answer(data), release, monitor)
 
 
@@ -320,7 +293,7 @@ def attach(sysroot: Sysroot, answer: Answer, release: str | None, monitor: Monit
         entries = stage.ensure_esp(sysroot)
         base = bases.downloaded(sysroot, release) if release else bases.next_to_boot(sysroot, entries)
         outcome = apply.on_base(sysroot, base, text, intent.serial, None, monitor, accept=accept, signatures=signatures)
-    return _done(outcome, text)
+    return done(outcome, text)
 
 
 def _data(text: bytes, verdict: str) -> dict[str, object]:
@@ -330,7 +303,8 @@ def _data(text: bytes, verdict: str) -> dict[str, object]:
     return {"schema": SCHEMA, "verdict": verdict, "requests": list(found.lines), "sha256": requests.name_of(text)}
 
 
-def _done(outcome: Outcome, text: bytes) -> Report:
+def done(outcome: Outcome, text: bytes) -> Report:
+    """What became of the list ``text``."""
     manifest = outcome.manifest
     words = {
         "staged": f"{manifest.version} is staged and boots next.\nNext: systemctl reboot",

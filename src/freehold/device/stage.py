@@ -27,7 +27,7 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.device import content, loader, prune
-from freehold.device.sysroot import Deployment, Sysroot, UpdateConfig, record
+from freehold.device.sysroot import Deployment, Sysroot, UpdateConfig, read_json, record
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.monitor import Monitor, step
 from freehold.update import fetch, parts, rescue_entry
@@ -100,6 +100,11 @@ def look(sysroot: Sysroot, config: UpdateConfig) -> fetch.Offer:
     from freehold.keys.verify import Keychain
 
     return fetch.offer(config.url, config.stream, Keychain.from_directory(sysroot.keychain))
+
+
+def note(sysroot: Sysroot, **changes: object) -> None:
+    """Change what :func:`remember` wrote (informational)."""
+    atomic.write(sysroot.state / "update.json", canonical({**read_json(sysroot.state / "update.json"), **changes}) + b"\n")
 
 
 def remember(sysroot: Sysroot, config: UpdateConfig, offered: Manifest | None, *, held: str = "") -> None:

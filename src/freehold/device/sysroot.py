@@ -7,6 +7,7 @@ read and bound; they import processes, signatures and TOML only when asked, beca
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -31,6 +32,8 @@ REF_PREFIX = "freehold/deployment/"
 _SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _STREAM = re.compile(r"""^\s*stream\s*=\s*["']([^"']*)["']""", re.MULTILINE)
 _RECORD_LIMIT = 1 << 20
+#: Where the owner's committed configuration is mounted.
+COMMITTED = "run/freehold/config"
 #: history.jsonl is cut to its newer half above this many bytes.
 HISTORY_LIMIT = 256 << 10
 
@@ -95,6 +98,13 @@ class Sysroot(NamedTuple):
     verity: Verity = KERNEL_VERITY
     #: Whether the repository's file system has fs-verity, so that ostree enables it itself.
     kernel_verity: bool = True
+    #: Where derived deployments are put together, when not below ``root``: a place that nobody else reaches.
+    scratch: Path | None = None
+
+    @property
+    def work(self) -> Path:
+        """Where derived deployments are put together."""
+        return self.root if self.scratch is None else self.scratch
 
     @property
     def repo(self) -> Path:
@@ -195,11 +205,14 @@ class Sysroot(NamedTuple):
         # Four bytes of attributes come before the value. A stored one (non-volatile) is not the firmware's word.
         return len(data) == 5 and data[0] & 1 == 0 and data[4] == 1
 
-    def update_file(self, mode: str) -> Path | None:
-        """The file that says where updates come from. While ``mode`` is ``locked``, never the running /etc."""
+    def update_file(self, mode: str, *, committed: bool = True) -> Path | None:
+        """The file that says where updates come from, for display. While ``mode`` is ``locked``, never the running /etc.
+
+        ``committed``: look into the owner's committed configuration as well, where it is mounted.
+        """
         running = [] if mode == "locked" else [self.system / "etc/freehold/update.toml"]
         candidates = [
-            self.system / "run/freehold/config/freehold/update.toml",
+            *([self.system / COMMITTED / "freehold/update.toml"] if committed else []),
             *running,
             self.system / "usr/etc/freehold/update.toml",
             self.system / "usr/lib/freehold/update.toml",
@@ -209,8 +222,21 @@ class Sysroot(NamedTuple):
     def update_config(self, mode: str) -> UpdateConfig:
         """Where updates come from. Raises :class:`NotHereError` when nothing says so, :class:`InputError` for a
         faulty file.
+
+        While ``mode`` is ``locked`` the owner's committed configuration is read out of its image: what lies below /run,
+        where it is mounted, root can cover.
         """
-        path = self.update_file(mode)
+        sealed = False
+        if mode == "locked":
+            from freehold.device import committed
+
+            # An ordinary user may not read it, and only asks.
+            with contextlib.suppress(PermissionError):
+                data = committed.read(self, "freehold/update.toml")
+                if data is not None:
+                    return parse_update_config(data, self.system / COMMITTED / "freehold/update.toml")
+                sealed = True
+        path = self.update_file(mode, committed=not sealed)
         if path is None:
             raise NotHereError(
                 "no update server is configured", hint='put [update] url = "https://…" into /etc/freehold/update.toml'

@@ -4,36 +4,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from freehold import atomic
-from freehold.device import apply, loader, prune, request_verbs, stage, wanted
 from freehold.device import base as bases
+from freehold.device import carry, handover, loader, prune, stage, wanted
 from freehold.device.base import Base
 from freehold.device.sysroot import Sysroot, UpdateConfig, record
-from freehold.device.wanted import Wanted
 from freehold.errors import EXIT_DONE, EXIT_UNCHANGED, FreeholdError
 from freehold.monitor import Monitor, step
 from freehold.report import Report
 from freehold.update.manifest import Difference, Manifest, difference, sha256
 
-if TYPE_CHECKING:
-    from freehold.keys.x509 import Signer
-    from freehold.lock.intent import Intent
-
-SCHEMA = "freehold-upgrade-1"
-#: The one way to a process that may read the device key.
-UPDATER = "/usr/lib/freehold/updater"
-
-
-#: Opens the key that signs what this machine derives; ``None`` and the reason when it has none.
-Signers = Callable[["Intent | None"], "tuple[Signer | None, str]"]
-
-
-def _device_signer(intent: Intent | None) -> tuple[Signer | None, str]:
-    return request_verbs.device_signer(intent)
+SCHEMA = carry.SCHEMA
 
 
 @dataclass(frozen=True)
@@ -43,7 +26,8 @@ class Options:
     until: str = "stage"
     reboot: bool = False
     unchanged_exit_77: bool = False
-    signer: Signers = _device_signer
+    #: How the updater is to tell.
+    how: handover.Words = handover.PLAIN
 
 
 def upgrade(sysroot: Sysroot, options: Options, monitor: Monitor) -> Report:
@@ -58,7 +42,12 @@ def upgrade(sysroot: Sysroot, options: Options, monitor: Monitor) -> Report:
     if options.until in ("check", "preview"):
         return _upgrade(sysroot, config, options, monitor)
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
-        return _upgrade(sysroot, config, options, monitor)
+        report = _upgrade(sysroot, config, options, monitor)
+    release = report.data.get("hand_over")
+    if release is None:
+        return report
+    # The list of deployments is free in between: the updater judges anew.
+    return handover.start("upgrade", options.how._replace(release=str(release), reboot=options.reboot))
 
 
 def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: Monitor) -> Report:
@@ -105,50 +94,22 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
     data["downloaded"] = True
     if options.until == "download":
         return Report(data, f"{offered.version} is downloaded; `freehold upgrade` makes it the next to boot.\n")
+    if asked is not None and asked.list:
+        why = handover.refusal(sysroot, asked.intent)
+        if not why:
+            return Report({"hand_over": offered.id})
+        held = carry.hold_unsigned(sysroot, Base(offered, sha256(offer.manifest_bytes)), why)
+        stage.remember(sysroot, config, offered, held=held.message)
+        raise held
     with step(monitor, "staging"):
-        staged = offered
-        if asked is not None and asked.list:
-            try:
-                staged = reapply(sysroot, Base(offered, sha256(offer.manifest_bytes)), asked, options.signer, monitor)
-            except FreeholdError as error:
-                stage.remember(sysroot, config, offered, held=error.message)
-                raise
-            data["requests"] = list(asked.list.lines)
-        else:
-            # Before the commit point: what boots next can then have the device key at once.
-            data["device_key"] = _allow_device_key(sysroot, offered.id, monitor)
-            stage.commit(sysroot, offered)
+        # Before the commit point: what boots next can then have the device key at once.
+        data["device_key"] = _allow_device_key(sysroot, offered.id, monitor)
+        stage.commit(sysroot, offered)
         stage.remember(sysroot, config, None)
     data["staged"] = True
     if options.reboot:
         _reboot()
-    return Report(data, f"{staged.version} is staged and boots next; `systemctl reboot` switches to it.\n")
-
-
-def reapply(sysroot: Sysroot, base: Base, asked: Wanted, signer: Signers, monitor: Monitor) -> Manifest:
-    """The owner's requests on a new release: that deployment boots next, never the release alone.
-
-    When it cannot be made, the update is held: :class:`FreeholdError` says why, the release stays downloaded, and what
-    ran before goes on.
-    """
-    key, why = signer(asked.intent)
-    allow = request_verbs.device_allow if key is not None else None
-    version = base.manifest.version
-    try:
-        return apply.on_base(sysroot, base, asked.text, asked.serial, key, monitor, allow=allow).manifest
-    except apply.UnsignableError:
-        record(sysroot, "held", id=base.manifest.id, version=version, reason=why)
-        raise FreeholdError(
-            f"{version} is held: it is downloaded, but no key here can sign it with your requests ({why})",
-            hint=f"freehold apply --release {version} --request FILE has the owner sign it",
-        ) from None
-    except FreeholdError as error:
-        record(sysroot, "held", id=base.manifest.id, version=version, reason=error.message)
-        raise FreeholdError(
-            f"{version} is held: your requests do not go with it: {error.message}",
-            hint="change the requests (freehold requests lists them), then freehold upgrade",
-            details=error.diagnostics(),
-        ) from None
+    return Report(data, carry.staged_text(offered.version))
 
 
 def _allow_device_key(sysroot: Sysroot, deployment: str, monitor: Monitor) -> bool:
@@ -160,7 +121,7 @@ def _allow_device_key(sysroot: Sysroot, deployment: str, monitor: Monitor) -> bo
         return False
     # This process may be steered by whoever started it; the guard lets only the updater's read the key.
     try:
-        done = run([UPDATER, "allow", deployment], check=False, timeout=300)
+        done = run([handover.UPDATER, "allow", deployment], check=False, timeout=300)
     except FreeholdError as error:
         monitor.message(f"the device key will not be there after the reboot: {error.message}")
         return False

@@ -39,6 +39,7 @@ def upgrade_arguments(parser: argparse.ArgumentParser) -> None:
 
 def upgrade(arguments: argparse.Namespace, monitor: Monitor) -> Report:
     """Bring the stream's newest release onto the machine."""
+    from freehold.device import handover
     from freehold.device import upgrade as work
     from freehold.device.sysroot import Sysroot
 
@@ -48,7 +49,9 @@ def upgrade(arguments: argparse.Namespace, monitor: Monitor) -> Report:
         else "download" if arguments.download_only
         else "stage"
     )  # fmt: skip
-    options = work.Options(until, reboot=arguments.reboot, unchanged_exit_77=arguments.unchanged_exit_77)
+    options = work.Options(
+        until, reboot=arguments.reboot, unchanged_exit_77=arguments.unchanged_exit_77, how=handover.how(arguments)
+    )
     return work.upgrade(Sysroot(), options, monitor)
 
 

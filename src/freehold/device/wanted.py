@@ -49,6 +49,8 @@ class Wanted(NamedTuple):
 
 
 EMPTY = requests.serialize(requests.Requests())
+#: In the inbox: a signed intent on its way to the updater.
+OFFERED = "offered"
 
 
 def machine(sysroot: Sysroot) -> str:
@@ -208,6 +210,26 @@ def check(sysroot: Sysroot, signed: bytes) -> Intent:
     if is_waiting and waiting is not None and offer.intent.serial < waiting.serial:
         raise VerificationError("the signed intent is refused: a newer one waits for the next boot")
     return offer.intent
+
+
+def offer(sysroot: Sysroot, signed: bytes) -> None:
+    """Put a signed intent where the updater finds it. It asks for nothing there: only ``inbox/intent`` is ever believed."""
+    inbox = sysroot.root / "inbox"
+    inbox.mkdir(mode=0o700, exist_ok=True)
+    atomic.write(inbox / OFFERED, signed, mode=0o600)
+
+
+def offered(sysroot: Sysroot) -> bytes:
+    """The signed intent that :func:`offer` left, unverified; once: it is gone then. :class:`NotHereError` when there is none."""
+    path = sysroot.root / "inbox" / OFFERED
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as source:
+            data = source.read(intents.MAX_SIGNED_BYTES + 1)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise NotHereError(f"no intent is offered: {error.strerror}") from None
+    return data
 
 
 def leave(sysroot: Sysroot, intent: Intent, signed: bytes) -> None:

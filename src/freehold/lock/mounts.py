@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_MOVE = 1, 2, 4, 8, 8192
-MS_REC, MS_SLAVE = 16384, 1 << 19
+MS_REC, MS_PRIVATE, MS_SLAVE = 16384, 1 << 18, 1 << 19
 _CLONE_NEWNS = 0x20000
 _MNT_DETACH = 2
 
@@ -30,14 +30,14 @@ def unmount(target: Path) -> None:
         raise OSError(error, os.strerror(error), os.fspath(target))
 
 
-def private_namespace() -> None:
+def private_namespace(*, follow: bool = True) -> None:
     """Give this process (threads that start later, too) a mount namespace of its own; raises :class:`OSError`.
 
-    What is mounted from now on, nobody else sees, and it goes when the process ends, however that happens. Mounts that others
-    make still arrive here, so that automatic ones go on working.
+    What is mounted from now on, nobody else sees, and it goes when the process ends, however that happens. With ``follow``
+    mounts that others make still arrive here, so that automatic ones go on working; without, nobody changes what is mounted.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
-    mount("none", Path("/"), None, MS_REC | MS_SLAVE)
+    mount("none", Path("/"), None, MS_REC | (MS_SLAVE if follow else MS_PRIVATE))

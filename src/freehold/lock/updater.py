@@ -99,3 +99,8 @@ def main(arguments: Sequence[str], verbs: Mapping[str, Callable[[Sequence[str]],
         hint = f" ({error.hint})" if error.hint else ""
         os.write(2, f"updater: {error.message}{hint}\n".encode())
         return error.exit_status if error.exit_status else EXIT_FAILED
+    except Exception as error:
+        # Root chose what was read, and a fault's own words may repeat it: only its kind is told.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        os.write(2, f"updater: it failed: {reason}\n".encode())
+        return EXIT_FAILED

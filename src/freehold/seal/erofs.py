@@ -10,9 +10,12 @@ in metadata images and are refused.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import stat
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from freehold.errors import InputError
@@ -29,6 +32,10 @@ _FLAT_PLAIN, _FLAT_INLINE = 0, 2
 #: A tree has tens of thousands of files; more than this is no tree of ours.
 MAX_ENTRIES = 2_000_000
 MAX_DEPTH = 128
+#: What mkfs.erofs writes for us: times in inodes, and a word in each that says which attributes are *not* there.
+_COMPATIBLE = 6
+_FILTER_SEED = 0x25BBE08F
+_TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFLNK: 7}
 REDIRECT, METACOPY = "trusted.overlay.redirect", "trusted.overlay.metacopy"
 
 
@@ -56,6 +63,47 @@ def read(data: bytes) -> Image:
         return _Reader(data).image()
     except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise InputError(f"the metadata image is damaged: {error}") from None
+
+
+def content(data: bytes, path: str) -> bytes | None:
+    """The content of the regular file ``path`` in an image that holds data too (a committed /etc); ``None``: no such file.
+
+    :class:`InputError` when ``data`` is no such image.
+    """
+    try:
+        reader = _Reader(data)
+        inode = reader._inode(reader.root)
+        for part in path.strip("/").split("/"):
+            found = dict(reader._names(inode)) if stat.S_ISDIR(inode.mode) else {}
+            if part not in found:
+                return None
+            inode = reader._inode(found[part])
+        return reader._content(inode) if stat.S_ISREG(inode.mode) else None
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise InputError(f"the image is damaged: {error}") from None
+
+
+def exactly(data: bytes, entries: Sequence[Entry], epoch: int) -> str:
+    """Why ``data`` is not an image of ``entries`` (in the order of their paths) and nothing else; "" when it is.
+
+    For an image that is about to be signed: who wrote it is not believed. What :func:`read` passes over, and a kernel could
+    read otherwise, has to be as mkfs.erofs writes it: unknown features and layouts, names out of order (the kernel searches by
+    halves), attributes twice, behind the end, or hidden by the filter.
+    """
+    try:
+        found = _Exact(data).image()
+    except InputError as error:
+        return error.message
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
+        return f"the metadata image is damaged: {error}"
+    if found.epoch != epoch:
+        return "the metadata image has another time"
+    wanted = [dataclasses.replace(entry, xattrs=tuple(sorted(entry.xattrs))) for entry in entries]
+    for one, two in itertools.zip_longest(found.entries, wanted):
+        if one != two:
+            path = min(entry.path for entry in (one, two) if entry is not None)
+            return f"{path!r} in the metadata image is not what was meant"
+    return ""
 
 
 class _Reader:
@@ -183,3 +231,101 @@ class _Reader:
             target = self._content(inode).decode()
         kept = tuple(sorted(xattrs.items()))
         return Entry(path, inode.mode, inode.uid, inode.gid, size, target, redirect, digest, kept)
+
+
+class _Exact(_Reader):
+    """Refuses what :class:`_Reader` need not look at."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        (_, _, compatible, _, slots, _, _, _, nsec, blocks, _, _, _, label, incompatible, algorithms, devices, _,
+         directory_bits, prefixes, _, packed) = _SUPER.unpack_from(data, _OFFSET)  # fmt: skip
+        rest = self._bytes(_OFFSET + _SUPER.size, 128 - _SUPER.size)
+        odd = (slots, nsec, incompatible, algorithms, devices, directory_bits, prefixes, packed)
+        if compatible != _COMPATIBLE or any(odd) or any(label) or any(rest):
+            raise InputError("the metadata image has features that Freehold does not write")
+        if blocks * self.block != len(data):
+            raise InputError("the metadata image has another size than it says")
+
+    def _inode(self, nid: int) -> _Inode:
+        inode = super()._inode(nid)
+        at = self.meta + nid * 32
+        (form,) = struct.unpack_from("<H", self.data, at)
+        if form >> 4 or (form & 1 and _EXTENDED.unpack_from(self.data, at)[9:11] != (self.epoch, 0)):
+            raise InputError("the metadata image has an inode that Freehold does not write")
+        return inode
+
+    def _names(self, inode: _Inode) -> list[tuple[str, int]]:
+        content = self._content(inode)
+        before = b""
+        for begin in range(0, len(content), self.block):
+            block = content[begin : begin + self.block]
+            count = _DIRENT.unpack_from(block, 0)[1] // _DIRENT.size
+            rows = [_DIRENT.unpack_from(block, index * _DIRENT.size) for index in range(count)]
+            ends = [row[1] for row in rows[1:]] + [len(block)]
+            for number, (row, end) in enumerate(zip(rows, ends, strict=True), start=1):
+                name = block[row[1] : end]
+                if number == count:
+                    name = name.rstrip(b"\0")
+                kind = stat.S_IFMT(self._inode(row[0]).mode)
+                if b"\0" in name or name <= before or row[2] != _TYPES.get(kind) or row[3]:
+                    raise InputError("the metadata image has a directory that Freehold does not write")
+                before = name
+        return super()._names(inode)
+
+    def _xattrs(self, inode: _Inode) -> dict[str, bytes]:
+        begin, length = inode.xattrs
+        if not length:
+            return {}
+        end, at = begin + length, begin + 12
+        (hidden,) = struct.unpack_from("<I", self.data, begin)
+        places = [self.shared + number * 4 for number in struct.unpack_from(f"<{self.data[begin + 4]}I", self.data, at)]
+        at += 4 * len(places)
+        while at < end and self._bytes(at, 4) != b"\0\0\0\0":
+            places.append(at)
+            _, _, at = self._one_xattr(at)
+        if at > end or any(self._bytes(at, end - at)) or any(self._bytes(begin + 5, 7)):
+            raise InputError("the metadata image has attributes behind their end")
+        shown = 0
+        for place in places:
+            size, index = self.data[place], self.data[place + 1]
+            shown |= 1 << (xxh32(self._bytes(place + 4, size), _FILTER_SEED + index) & 31)
+        if hidden != shown ^ _MASK:
+            raise InputError("the metadata image hides an attribute")
+        found = super()._xattrs(inode)
+        if len(found) != len(places):
+            raise InputError("the metadata image has an attribute twice")
+        return found
+
+
+_PRIMES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1)
+_MASK = 0xFFFFFFFF
+
+
+def _rotate(value: int, bits: int) -> int:
+    value &= _MASK
+    return (value << bits | value >> (32 - bits)) & _MASK
+
+
+@functools.lru_cache(1024)
+def xxh32(data: bytes, seed: int) -> int:
+    """The 32-bit xxHash of ``data``, by which the kernel asks the filter of attributes."""
+    one, two, three, four, five = _PRIMES
+    at, value = 0, seed + five
+    if len(data) >= 16:
+        lanes = [seed + one + two, seed + two, seed, seed - one]
+        while at + 16 <= len(data):
+            words = struct.unpack_from("<4I", data, at)
+            lanes = [_rotate(lane + word * two, 13) * one & _MASK for lane, word in zip(lanes, words, strict=True)]
+            at += 16
+        value = sum(_rotate(lane, bits) for lane, bits in zip(lanes, (1, 7, 12, 18), strict=True))
+    value += len(data)
+    while at + 4 <= len(data):
+        value = _rotate(value + struct.unpack_from("<I", data, at)[0] * three, 17) * four & _MASK
+        at += 4
+    for byte in data[at:]:
+        value = _rotate(value + byte * five, 11) * one & _MASK
+    value &= _MASK
+    value = (value ^ value >> 15) * two & _MASK
+    value = (value ^ value >> 13) * three & _MASK
+    return value ^ value >> 16
