@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from freehold.build.tools import Tools
 from freehold.errors import FreeholdError
+from freehold.update import rescue_entry
 
 LINUX = "EFI/Linux"
 
@@ -65,4 +66,11 @@ class Esp:
         ]
         if len(found) != 1:
             raise FreeholdError(f"the boot partition has {len(found)} entries of release {version}")
+        return f"{LINUX}/{found[0]}"
+
+    def rescue(self, version: str) -> str:
+        """The path of the rescue image of release ``version``."""
+        found = [name for name in self.names(LINUX) if name.startswith(f"{rescue_entry.PREFIX}{version}-")]
+        if len(found) != 1:
+            raise FreeholdError(f"the boot partition has {len(found)} rescue entries of release {version}")
         return f"{LINUX}/{found[0]}"

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from attack.model import Facts, Row, Seen, Truth
+from freehold.update import rescue_entry
 
 #: What firmware prints when it is at its end: no boot program is left that it may start.
 DEAD_END = re.compile(
@@ -34,6 +35,7 @@ def words(line: str) -> list[str]:
 def deviations(facts: Facts, truth: Truth, row: Row) -> list[str]:
     """How a running machine differs from an unchanged, locked one; an empty list is the only good answer."""
     found = []
+    rescue = row.rescue and rescue_entry.is_rescue(facts.command_line)
     versions = {image: version for version, image in truth.images.items()}
     version = versions.get(facts.image)
     if version is None:
@@ -41,8 +43,11 @@ def deviations(facts: Facts, truth: Truth, row: Row) -> list[str]:
     else:
         if facts.version != version:
             found.append(f"status says release {facts.version}, the image is release {version}'s")
-        if words(facts.command_line) != words(truth.command_lines[version]):
-            added = [word for word in words(facts.command_line) if word not in words(truth.command_lines[version])]
+        signed = truth.command_lines[version]
+        if rescue:
+            signed = rescue_entry.line(signed)
+        if words(facts.command_line) != words(signed):
+            added = [word for word in words(facts.command_line) if word not in words(signed)]
             found.append(f"the command line is not the signed one ({' '.join(added)[:120] or 'words are missing'})")
     if facts.lock != "locked":
         found.append(f"the machine is {facts.lock or 'of no state'}, not locked")
@@ -52,7 +57,7 @@ def deviations(facts: Facts, truth: Truth, row: Row) -> list[str]:
         found.append(f"the keychain is {facts.certificates} certificates of the {facts.keychain or 'nobody'}")
     if facts.machine != truth.machine:
         found.append("the machine has another id")
-    if facts.config != truth.config and not (row.factory_etc and not facts.config):
+    if facts.config != truth.config and not ((row.factory_etc or rescue) and not facts.config):
         found.append(f"another /etc is in force ({facts.config[:16] or 'none'})")
     if facts.canaries:
         found.append(f"planted code ran: {', '.join(facts.canaries)}")

@@ -132,8 +132,7 @@ enum fallback fallback_choose(const unsigned char *entries, size_t length, const
 	size_t offset = 0;
 
 	while (fallback_next_id(entries, length, &offset, id)) {
-		size_t size = strlen(id), end = strlen(FALLBACK_RESCUE);
-		bool rescue = size > end && strcmp(id + size - end, FALLBACK_RESCUE) == 0;
+		bool rescue = strncmp(id, FALLBACK_RESCUE, strlen(FALLBACK_RESCUE)) == 0;
 		if (strncmp(id, PREFIX, strlen(PREFIX)) != 0 || (rescue && found == FALLBACK_RESCUED) ||
 		    fallback_same_id(id, selected) || fallback_in_chain(chain, chain_length, id))
 			continue;

@@ -17,12 +17,15 @@
 #define FALLBACK_MAX_ID 160
 #define FALLBACK_MAX_REASON 240
 #define FALLBACK_MAX_CHAIN 4096
-/* Entries of this name's end repair a machine; they are chosen only when every other one of ours was refused. */
-#define FALLBACK_RESCUE "@rescue"
+/*
+ * Entries of this name's beginning repair a machine (freehold.update.rescue_entry); they are chosen only when every
+ * other one of ours was refused. No deployment's version begins like that.
+ */
+#define FALLBACK_RESCUE "freehold-rescue-"
 
 enum fallback {
 	FALLBACK_OTHER,	 /* another deployment */
-	FALLBACK_RESCUED, /* the rescue entry */
+	FALLBACK_RESCUED, /* a rescue entry */
 	FALLBACK_NONE,	 /* all were refused */
 };
 

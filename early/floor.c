@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "disk.h"
+#include "memory.h"
 #include "util.h"
 
 #define INBOX DISK "/inbox"
@@ -77,41 +78,6 @@ size_t floor_read_text(const char *text, size_t length, struct floor_copy *copy)
 	return copy->present ? length : 0;
 }
 
-static void machine_bytes(const char *machine, unsigned char *bytes)
-{
-	char pair[3] = "";
-
-	for (size_t i = 0; i < MACHINE_HEX / 2; i++) {
-		memcpy(pair, machine + 2 * i, 2);
-		bytes[i] = (unsigned char)strtoul(pair, NULL, 16);
-	}
-}
-
-void floor_write_nv(const struct floor_copy *copy, const char *machine, unsigned char *data)
-{
-	for (size_t i = 0; i < 8; i++) {
-		data[i] = (unsigned char)(copy->raised >> (56 - 8 * i));
-		data[8 + i] = (unsigned char)(copy->serial >> (56 - 8 * i));
-	}
-	machine_bytes(machine, data + 16);
-}
-
-void floor_read_nv(const unsigned char *data, const char *machine, struct floor_copy *copy)
-{
-	unsigned char own[MACHINE_HEX / 2];
-
-	*copy = (struct floor_copy){ .present = true };
-	for (size_t i = 0; i < 8; i++) {
-		copy->raised = copy->raised << 8 | data[i];
-		copy->serial = copy->serial << 8 | data[8 + i];
-	}
-	machine_bytes(machine, own);
-	copy->foreign = memcmp(own, data + 16, sizeof(own)) != 0;
-	/* Not written by us: no release has such a number, and no intent such a serial. */
-	if (copy->raised > INTENT_MAX_NUMBER || copy->serial > INTENT_MAX_NUMBER)
-		copy->present = false;
-}
-
 uint64_t floor_number(const char *text)
 {
 	char again[32], *end;
@@ -121,78 +87,9 @@ uint64_t floor_number(const char *text)
 	return strcmp(again, text) == 0 && value <= INTENT_MAX_NUMBER ? value : 0;
 }
 
-static void say_tpm(const char *what, int error)
-{
-	if (error > 0)
-		say("the TPM cannot %s the rollback floor (its answer is 0x%x): the file counts", what, (unsigned)error);
-	else
-		say("the TPM cannot %s the rollback floor (%s): the file counts", what, strerror(-error));
-}
-
-/* Read the TPM's copy. Returns whether there is such an index, as ours has to be; *failed when it cannot be told. */
-static bool read_tpm(const struct tpm *tpm, const char *machine, struct floor_copy *copy, bool *failed)
-{
-	unsigned char data[FLOOR_NV_SIZE];
-	int error = tpm_nv_check(tpm, FLOOR_INDEX, sizeof(data));
-
-	if (error == TPM_RC_HANDLE)
-		return false;
-	if (error == -EEXIST) {
-		say("the TPM's index for the rollback floor is not the one that was made: replaced");
-		error = tpm_nv_undefine(tpm, FLOOR_INDEX);
-		if (!error)
-			return false;
-	}
-	if (!error) {
-		error = tpm_nv_read(tpm, FLOOR_INDEX, data, sizeof(data));
-		if (!error)
-			floor_read_nv(data, machine, copy);
-		else if (error == TPM_RC_NV_UNINITIALIZED)
-			error = 0;
-	}
-	if (error)
-		say_tpm("read", error);
-	*failed = error != 0;
-	return !error;
-}
-
-/* Bring the TPM's copy up to date. */
-static int write_tpm(const struct tpm *tpm, bool defined, const struct floor_copy *copy, const char *machine)
-{
-	unsigned char data[FLOOR_NV_SIZE];
-	int error = defined ? 0 : tpm_nv_define(tpm, FLOOR_INDEX, sizeof(data));
-
-	floor_write_nv(copy, machine, data);
-	return error ? error : tpm_nv_write(tpm, FLOOR_INDEX, data, sizeof(data));
-}
-
 static bool differs(const struct floor_copy *copy, const struct floor_copy *wanted)
 {
-	return !copy->present || copy->foreign || copy->raised != wanted->raised || copy->serial != wanted->serial;
-}
-
-static enum floor_tpm settle_tpm(const struct tpm *tpm, const struct floor_facts *facts, bool defined, bool wanted,
-				 const struct floor_copy *copy, const char *machine)
-{
-	enum floor_tpm result = defined ? FLOOR_TPM_KEPT : FLOOR_TPM_UNUSED;
-
-	if (wanted && differs(&facts->tpm, copy)) {
-		int error = write_tpm(tpm, defined, copy, machine);
-		if (error)
-			say_tpm("keep", error);
-		else if (!facts->tpm.present && facts->file.present)
-			say("the TPM has no rollback floor, though this machine has: cleared, or another board; kept anew");
-		result = error ? FLOOR_TPM_FAILED : facts->tpm.present ? FLOOR_TPM_KEPT : FLOOR_TPM_ANEW;
-	}
-	if (defined || result == FLOOR_TPM_ANEW) {
-		int error = tpm_nv_lock(tpm, FLOOR_INDEX);
-		/* Closed already: this boot was started by kexec. */
-		if (error && error != TPM_RC_NV_LOCKED) {
-			say_tpm("close", error);
-			result = FLOOR_TPM_FAILED;
-		}
-	}
-	return result;
+	return !copy->present || copy->raised != wanted->raised || copy->serial != wanted->serial;
 }
 
 static void read_file_copy(const char *directory, struct floor_copy *copy)
@@ -214,6 +111,23 @@ static bool confirmed(const char *directory, const char *digest)
 	       memcmp(text, digest, DIGEST_HEX) == 0;
 }
 
+/* What commands of the running system may know of the TPM's memory: the guard closes this directory, not the TPM. */
+static void note_memory(const char *directory, const struct memory *memory)
+{
+	char text[MEMORY_MAX_FILE], there[MEMORY_MAX_FILE], path[128];
+	size_t length = memory_write_text(memory, text);
+	int error = 0;
+
+	snprintf(path, sizeof(path), "%s/remembered", directory);
+	ssize_t old = read_file(path, there, sizeof(there));
+	if (!length && old != -ENOENT)
+		error = unlink(path) < 0 ? -errno : 0;
+	else if (length && (old != (ssize_t)length || memcmp(there, text, length) != 0))
+		error = write_file_durably(directory, "remembered", text, length);
+	if (error)
+		say("%s cannot be kept: %s", path, strerror(-error));
+}
+
 enum floor_tpm floor_settle_at(const struct floor_places *places, const struct owner *owner, uint64_t release,
 			       const char *digest, struct floor *floor)
 {
@@ -222,49 +136,40 @@ enum floor_tpm floor_settle_at(const struct floor_places *places, const struct o
 		.intent = &owner->intent,
 		.release = release,
 		.confirmed = confirmed(places->inbox, digest),
+		.tpm = places->memory->floor,
 	};
-	enum floor_tpm result = FLOOR_TPM_NONE;
-	bool failed = false, defined = false;
 	char text[FLOOR_MAX_TEXT];
+	struct memory next;
 
 	read_file_copy(places->owner, &facts.file);
-	if (places->tpm)
-		defined = read_tpm(places->tpm, owner->machine, &facts.tpm, &failed);
+	facts.tpm.foreign = strcmp(places->memory->machine, owner->machine) != 0;
 	floor_judge(&facts, floor);
 	struct floor_copy copy = { .present = true, .raised = floor->raised, .serial = floor->serial };
 	/*
 	 * Without an owner's word nothing is changed: a machine that never was locked leaves nothing in the TPM, and what
 	 * is in there of a machine that lost its owner's directory waits for the owner.
 	 */
-	bool wanted = owner->standing == STANDING_VALID &&
-		      (facts.file.present || facts.tpm.present || floor->effective > 0);
+	bool wanted = memory_next(places->memory, owner, floor, &next);
 	if (floor->set)
 		say("the owner set the rollback floor to %" PRIu64, floor->effective);
 	if (floor->risen)
 		say("the rollback floor rises to %" PRIu64 ", this release", floor->raised);
-	if (places->tpm)
-		result = failed ? FLOOR_TPM_FAILED :
-				  settle_tpm(places->tpm, &facts, defined, wanted, &copy, owner->machine);
-	if (wanted && differs(&facts.file, &copy)) {
+	enum floor_tpm result = memory_keep(places->tpm, places->memory, &next, wanted, facts.file.present);
+	if (wanted && (facts.file.present || facts.tpm.present || floor->effective > 0) && differs(&facts.file, &copy)) {
 		int error = write_file_durably(places->owner, "floor", text, floor_write_text(&copy, text));
 		if (error)
 			say("the rollback floor cannot be stored: %s", strerror(-error));
 	}
+	note_memory(places->owner, &next);
 	return result;
 }
 
-enum floor_tpm floor_enforce(const struct owner *owner, uint64_t release, const char *digest, bool rescue,
-			     struct floor *floor)
+enum floor_tpm floor_enforce(const struct tpm *tpm, const struct memory *memory, const struct owner *owner, uint64_t release,
+			     const char *digest, bool rescue, struct floor *floor)
 {
-	int fd = tpm_open("/dev/tpm0");
-	struct tpm tpm = { tpm_device_exchange, &fd };
-	struct floor_places places = { OWNER, INBOX, fd < 0 ? NULL : &tpm };
-
-	if (fd < 0 && fd != -ENOENT)
-		say_tpm("open", fd);
+	struct floor_places places = { OWNER, INBOX, tpm, memory };
 	enum floor_tpm result = floor_settle_at(&places, owner, release, digest, floor);
-	if (fd >= 0)
-		close(fd);
+
 	if (floor->refused && !(rescue && release >= floor->named))
 		die("this release, number %" PRIu64 ", is below the rollback floor %" PRIu64 " of this locked machine", release,
 		    floor->effective);

@@ -21,11 +21,9 @@
 #include "owner.h"
 #include "tpm.h"
 
-/* Where the index is: in the range for owners (TCG registry of reserved handles). */
-#define FLOOR_INDEX 0x01846668u
-/* raised and serial, 64 bits each, big endian, then the machine's id, 16 bytes. */
-#define FLOOR_NV_SIZE 32
 #define FLOOR_MAX_TEXT 96
+
+struct memory;
 
 /* One copy of the raised floor. */
 struct floor_copy {
@@ -54,10 +52,11 @@ struct floor {
 
 enum floor_tpm { FLOOR_TPM_NONE, FLOOR_TPM_UNUSED, FLOOR_TPM_KEPT, FLOOR_TPM_ANEW, FLOOR_TPM_FAILED };
 
-/* Where the copies are; `tpm` may be NULL. */
+/* Where the copies are: the file's directory, the mark of a healthy boot, and what was read from the TPM (may be NULL). */
 struct floor_places {
 	const char *owner, *inbox;
 	const struct tpm *tpm;
+	const struct memory *memory;
 };
 
 /*
@@ -72,17 +71,14 @@ void floor_judge(const struct floor_facts *facts, struct floor *floor);
 size_t floor_write_text(const struct floor_copy *copy, char *text);
 size_t floor_read_text(const char *text, size_t length, struct floor_copy *copy);
 
-/* The TPM's bytes. */
-void floor_write_nv(const struct floor_copy *copy, const char *machine, unsigned char *data);
-void floor_read_nv(const unsigned char *data, const char *machine, struct floor_copy *copy);
-
 /* A decimal number from 0 to 2^53 in one spelling; anything else is 0, no number. */
 uint64_t floor_number(const char *text);
 
 /*
- * Read the copies, judge, write back what differs, close the TPM's copy for this boot. What fails is said in one line,
- * and the boot goes on with the other copy. The file is written last: a power cut before that leaves a copy that the
- * next boot brings up to date by the same rule. Returns what became of the TPM's copy.
+ * Judge by both copies, write back what differs, with what the TPM remembers of the intent (memory.h), and close the
+ * TPM's index for this boot. What fails is said in one line, and the boot goes on with the other copy. The files are
+ * written last: a power cut before that leaves one that the next boot brings up to date by the same rule. Returns what
+ * became of the TPM's index.
  */
 enum floor_tpm floor_settle_at(const struct floor_places *places, const struct owner *owner, uint64_t release,
 			       const char *digest, struct floor *floor);
@@ -91,8 +87,8 @@ enum floor_tpm floor_settle_at(const struct floor_places *places, const struct o
  * The same with this machine's own places. Dies when the release may not boot. A `rescue` is held to the floor that the
  * owner signed, not to the raised one: copies that somebody damaged shall not shut the owner out.
  */
-enum floor_tpm floor_enforce(const struct owner *owner, uint64_t release, const char *digest, bool rescue,
-			     struct floor *floor);
+enum floor_tpm floor_enforce(const struct tpm *tpm, const struct memory *memory, const struct owner *owner, uint64_t release,
+			     const char *digest, bool rescue, struct floor *floor);
 
 /* "none", "unused", "kept", "anew" or "failed". */
 const char *floor_tpm_name(enum floor_tpm tpm);

@@ -8,8 +8,9 @@
  *   2. the root partition is found and mounted;
  *   3. the metadata image is mounted if the kernel measures exactly the digest that the signed
  *      command line names; the sealed tree is built from it;
- *   4. the owner's signed intent is verified: it says open, audit or locked, and which committed /etc; a locked
- *      machine boots no release below its rollback floor;
+ *   4. the owner's signed intent is verified, and compared with what the TPM remembers of it: it says open, audit or
+ *      locked, and which committed /etc; a locked machine boots no release below its rollback floor; what this boot is
+ *      goes into the TPM, for attestation;
  *   5. /etc, /root and /var are put together as the state asks; the root is switched;
  *   6. where the intent says so, the guard is loaded and latched, and lockdown is raised
  *      (the rescue entry: in any case, and with factory settings, see rescue.h);
@@ -39,11 +40,13 @@
 #include "guard.h"
 #include "keyring.h"
 #include "measure.h"
+#include "memory.h"
 #include "modules.h"
 #include "notice.h"
 #include "owner.h"
 #include "rescue.h"
 #include "revoked.h"
+#include "tpm.h"
 #include "util.h"
 
 #define KEYCHAIN "/keychain"
@@ -84,11 +87,12 @@ struct trust {
 	struct keyring_filled ring;
 };
 
-/* What became of the rollback floor, for the boot record. */
+/* What became of the rollback floor and of what the TPM remembers, for the boot record. */
 struct floored {
 	uint64_t release;
 	struct floor floor;
 	enum floor_tpm tpm;
+	struct memory memory;
 };
 
 /* Fill the ring that says whose signatures on files count, and say what that rests on. */
@@ -176,30 +180,40 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      const char *digest, bool config, bool rescue)
 {
 	static const char *const standing[] = { "absent", "valid", "invalid" };
-	char text[1280];
+	char text[1536];
 	bool valid = owner->standing == STANDING_VALID;
 	int length = snprintf(text, sizeof(text),
 			      "{\"schema\":\"freehold-boot-1\",\"image\":\"%s\",\"machine\":\"%s\",\"first_boot\":%s,"
 			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"since\":%llu},\"config\":\"%s\","
 			      "\"release\":%llu,\"floor\":{\"effective\":%llu,\"raised\":%llu,\"serial\":%llu,\"risen\":%s,\"set\":%s,\"tpm\":\"%s\"},"
+			      "\"remembered\":{\"lock\":\"%s\",\"serial\":%llu,\"overruled\":%s},"
 			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d,"
 			      "\"rescue\":%s}\n",
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
-			      owner->standing == STANDING_ABSENT ? "open" :
-			      valid				 ? intent_lock_name(owner->intent.lock) :
-								   "locked",
+			      intent_lock_name(measure_lock(owner)),
 			      valid ? (unsigned long long)owner->intent.since : 0ULL, config ? owner->intent.config : "",
 			      (unsigned long long)floored->release, (unsigned long long)floored->floor.effective,
 			      (unsigned long long)floored->floor.raised, (unsigned long long)floored->floor.serial,
 			      floored->floor.risen ? "true" : "false", floored->floor.set ? "true" : "false",
-			      floor_tpm_name(floored->tpm),
+			      floor_tpm_name(floored->tpm), memory_lock_name(floored->memory.lock),
+			      (unsigned long long)floored->memory.serial, owner->forgotten ? "true" : "false",
 			      trust->secure_boot ? "true" : "false",
 			      trust->ring.from_firmware ? "firmware" : "image", trust->ring.loaded,
 			      trust->ring.skipped, rescue ? "true" : "false");
 
 	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
 		say("no boot record");
+}
+
+/* The machine's TPM; NULL when it has none, or none that the kernel knows this early. *fd is its, and to be closed. */
+static const struct tpm *open_tpm(struct tpm *tpm, int *fd)
+{
+	*fd = tpm_open("/dev/tpm0");
+	if (*fd < 0 && *fd != -ENOENT)
+		say("the TPM cannot be opened (%s): the disk counts", strerror(-*fd));
+	*tpm = (struct tpm){ tpm_device_exchange, fd };
+	return *fd < 0 ? NULL : tpm;
 }
 
 static void switch_root(void)
@@ -260,6 +274,9 @@ int main(void)
 	struct trust trust;
 	struct floored floored;
 
+	struct tpm chip;
+	int chip_fd;
+
 	at_death = fallback_refuse;
 	umask(022);
 	mount_kernel_file_systems();
@@ -283,9 +300,11 @@ int main(void)
 
 	bool rescue = rescue_asked();
 	floored.release = release_number();
-	owner_read(&owner, floored.release);
+	const struct tpm *tpm = open_tpm(&chip, &chip_fd);
+	memory_read(tpm, &floored.memory);
+	owner_read(&owner, &floored.memory, floored.release);
 	rescue_keep_log(DISK "/inbox", OWNER);
-	floored.tpm = floor_enforce(&owner, floored.release, digest, rescue, &floored.floor);
+	floored.tpm = floor_enforce(tpm, &floored.memory, &owner, floored.release, digest, rescue, &floored.floor);
 	bool valid = owner.standing == STANDING_VALID;
 	bool locked = rescue || owner.standing == STANDING_INVALID || (valid && owner.intent.lock == INTENT_LOCKED);
 	bool audit = !rescue && valid && owner.intent.lock == INTENT_AUDIT;
@@ -297,7 +316,11 @@ int main(void)
 	}
 	/* Before anything of the disk runs, and on every boot. */
 	bool device_key = !rescue && valid && owner.intent.lock == INTENT_LOCKED && !owner.intent.strict;
-	measure_intent(device_key);
+	measure_intent(tpm, device_key);
+	const struct measured measured = { digest, floored.release, &owner, rescue, device_key };
+	measure_boot(tpm, &measured, RUN_STATE);
+	if (tpm)
+		close(chip_fd);
 	/* An intent that is not believed may be a damaged file, and rescue is locked: then the key stays, and is not used. */
 	if (!rescue && !device_key && owner.standing != STANDING_INVALID)
 		device_key_forget();

@@ -1,67 +1,85 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _GNU_SOURCE
 #include "measure.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdint.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "sha256.h"
 #include "util.h"
 
-#define TPM "/dev/tpm0"
 #define TRIES 3
 
-/* TPM 2.0 library specification, part 3, TPM2_PCR_Extend: PCR 11 authorized by an empty password, one digest. */
-#define COMMAND_SIZE 65
-#define RESPONSE_HEAD 10
-static const unsigned char command_head[] = {
-	0x80, 0x02,		/* with sessions */
-	0, 0, 0, COMMAND_SIZE,
-	0, 0, 0x01, 0x82,	/* TPM2_PCR_Extend */
-	0, 0, 0, 11,		/* the register */
-	0, 0, 0, 9,		/* size of what authorizes */
-	0x40, 0, 0, 0x09,	/* a password, */
-	0, 0, 0, 0, 0,		/* no nonce, no attributes, empty */
-	0, 0, 0, 1,		/* digests */
-	0x00, 0x0b,		/* SHA-256 */
-};
-_Static_assert(sizeof(command_head) + SHA256_SIZE == COMMAND_SIZE, "size of the command");
-
-int measure_word(int fd, const char *word)
+static int measure(const struct tpm *tpm, uint32_t pcr, const void *data, size_t length)
 {
-	unsigned char command[COMMAND_SIZE], response[256];
+	unsigned char digest[SHA256_SIZE];
 
-	memcpy(command, command_head, sizeof(command_head));
-	sha256((const unsigned char *)word, strlen(word), command + sizeof(command_head));
-	ssize_t done = write(fd, command, sizeof(command));
-	if (done != (ssize_t)sizeof(command))
-		return done < 0 ? -errno : -EIO;
-	done = read(fd, response, sizeof(response));
-	if (done < 0)
-		return -errno;
-	/* Bytes 6 to 9 are the response code: 0 is success. */
-	if (done < RESPONSE_HEAD || response[6] || response[7] || response[8] || response[9])
-		return -EIO;
-	return 0;
+	sha256(data, length, digest);
+	int error = tpm_pcr_extend(tpm, pcr, digest);
+	return error > 0 || error == -EBADMSG ? -EIO : error;
 }
 
-void measure_intent(bool device_key)
+int measure_word(const struct tpm *tpm, const char *word)
 {
-	const char *word = device_key ? MEASURE_LOCKED : MEASURE_NOT_LOCKED;
+	return measure(tpm, MEASURE_WORD_PCR, word, strlen(word));
+}
+
+void measure_intent(const struct tpm *tpm, bool device_key)
+{
 	int error = 0;
 
-	for (int i = 0; i < TRIES; i++) {
-		int fd = open(TPM, O_RDWR | O_CLOEXEC);
-		if (fd < 0 && errno == ENOENT)
-			return;
-		error = fd < 0 ? -errno : measure_word(fd, word);
-		if (fd >= 0)
-			close(fd);
+	for (int i = 0; tpm && i < TRIES; i++) {
+		error = measure_word(tpm, device_key ? MEASURE_LOCKED : MEASURE_NOT_LOCKED);
 		if (!error)
 			return;
 	}
-	say("the TPM was not told whether this boot is locked (%s): the device key may not be had", strerror(-error));
+	if (error)
+		say("the TPM was not told whether this boot is locked (%s): the device key may not be had", strerror(-error));
+}
+
+enum intent_lock measure_lock(const struct owner *owner)
+{
+	return owner->standing == STANDING_VALID   ? owner->intent.lock :
+	       owner->standing == STANDING_INVALID ? INTENT_LOCKED :
+						     INTENT_OPEN;
+}
+
+size_t measure_write(const struct measured *measured, char text[MEASURE_MAX])
+{
+	static const char *const standing[] = { "absent", "valid", "invalid" };
+	static const char *const guard[] = { "none", "audit", "locked" };
+	const struct owner *owner = measured->owner;
+	bool valid = owner->standing == STANDING_VALID;
+	enum intent_lock lock = measure_lock(owner);
+	char digest[2 * SHA256_SIZE + 1] = "none";
+
+	for (size_t i = 0; valid && i < SHA256_SIZE; i++)
+		sprintf(digest + 2 * i, "%02x", owner->signed_text[i]);
+	return (size_t)snprintf(text, MEASURE_MAX,
+				"freehold-measured 1\nimage %s\nrelease %" PRIu64 "\nmachine %s\nintent %s\nserial %" PRIu64
+				"\nlock %s\nsigned %s\nrescue %s\nguard %s\ndevice-key %s\n",
+				measured->image, measured->release, owner->machine, standing[owner->standing],
+				valid ? owner->intent.serial : 0, intent_lock_name(lock), digest,
+				measured->rescue ? "yes" : "no", measured->rescue ? "locked" : guard[lock],
+				measured->device_key ? "yes" : "no");
+}
+
+void measure_boot(const struct tpm *tpm, const struct measured *measured, const char *directory)
+{
+	char text[MEASURE_MAX];
+	int error = 0;
+
+	if (!tpm)
+		return;
+	size_t length = measure_write(measured, text);
+	for (int i = 0; i < TRIES; i++) {
+		error = measure(tpm, MEASURE_BOOT_PCR, text, length);
+		if (!error)
+			break;
+	}
+	if (error)
+		say("the TPM does not take this boot's measurement (%s): its lock cannot be proved elsewhere", strerror(-error));
+	else if (write_file_durably(directory, "measured", text, length))
+		say("%s/measured cannot be written: the lock of this boot cannot be proved elsewhere", directory);
 }

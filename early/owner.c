@@ -12,6 +12,7 @@
 
 #include "floor.h"
 #include "keyring.h"
+#include "memory.h"
 #include "util.h"
 
 #define KEYCHAIN "/keychain"
@@ -60,8 +61,14 @@ static size_t split_signature(const unsigned char *data, size_t length, unsigned
 	return start;
 }
 
+/* What was verified, and the digests by which it is known again. */
+struct verified {
+	struct intent intent;
+	unsigned char text[SHA256_SIZE], signed_text[SHA256_SIZE];
+};
+
 /* Verify the `length` bytes in `buffer` for this machine. NULL when good, else the reason. */
-static const char *verify(size_t length, const char *machine, struct intent *intent)
+static const char *verify(size_t length, const char *machine, struct verified *verified)
 {
 	unsigned char signature[MAX_SIGNATURE];
 	size_t signature_length = 0;
@@ -72,14 +79,48 @@ static const char *verify(size_t length, const char *machine, struct intent *int
 	/* Nothing in the text is looked at before the signature over all of it is good. */
 	if (keyring_verify(KEYCHAIN, "owner", buffer, text, signature, signature_length) != 1)
 		return "no owner's key of this keychain signed it";
-	if (intent_parse(buffer, text, intent) != 0)
+	if (intent_parse(buffer, text, &verified->intent) != 0)
 		return "it is not a valid intent";
-	if (strcmp(intent->machine, machine) != 0)
+	if (strcmp(verified->intent.machine, machine) != 0)
 		return "it was signed for another machine";
+	sha256(buffer, text, verified->text);
+	sha256(buffer, length, verified->signed_text);
 	return NULL;
 }
 
-static void read_machine(struct owner *owner)
+static void stand(struct owner *owner, const struct verified *verified)
+{
+	owner->standing = STANDING_VALID;
+	owner->intent = verified->intent;
+	memcpy(owner->text, verified->text, sizeof(owner->text));
+	memcpy(owner->signed_text, verified->signed_text, sizeof(owner->signed_text));
+}
+
+static void store_machine(const char *machine)
+{
+	char text[MACHINE_HEX + 2];
+
+	snprintf(text, sizeof(text), "%s\n", machine);
+	int error = write_file_durably(OWNER, "id", text, MACHINE_HEX + 1);
+	if (error)
+		die("%s/id cannot be written: %s", OWNER, strerror(-error));
+}
+
+/*
+ * The machine that the TPM remembers, when the disk says that it is another one: with a foreign id it would believe
+ * what the owner signed for that one.
+ */
+static void keep_machine(struct owner *owner, const char *known, bool other)
+{
+	strcpy(owner->machine, known);
+	if (other && rename(OWNER "/id", OWNER "/id.aside") < 0)
+		die("%s/id cannot be set aside: %s", OWNER, strerror(errno));
+	store_machine(known);
+	say("the machine's id is %s, as the TPM remembers%s", known,
+	    other ? "; the one on the disk is set aside as " OWNER "/id.aside" : "");
+}
+
+static void read_machine(struct owner *owner, const char *known)
 {
 	unsigned char random[MACHINE_HEX / 2];
 	char text[MACHINE_HEX + 2];
@@ -87,8 +128,15 @@ static void read_machine(struct owner *owner)
 
 	if (length == MACHINE_HEX + 1 && text[MACHINE_HEX] == '\n' &&
 	    strspn(text, "0123456789abcdef") == MACHINE_HEX) {
-		memcpy(owner->machine, text, MACHINE_HEX);
-		owner->machine[MACHINE_HEX] = '\0';
+		text[MACHINE_HEX] = '\0';
+		if (known && strcmp(text, known) != 0)
+			keep_machine(owner, known, true);
+		else
+			strcpy(owner->machine, text);
+		return;
+	}
+	if (known) {
+		keep_machine(owner, known, length != -ENOENT);
 		return;
 	}
 	if (length != -ENOENT)
@@ -100,15 +148,12 @@ static void read_machine(struct owner *owner)
 	random[8] = (random[8] & 0x3f) | 0x80;
 	for (size_t i = 0; i < sizeof(random); i++)
 		sprintf(owner->machine + 2 * i, "%02x", random[i]);
-	snprintf(text, sizeof(text), "%s\n", owner->machine);
-	int error = write_file_durably(OWNER, "id", text, MACHINE_HEX + 1);
-	if (error)
-		die("%s/id cannot be written: %s", OWNER, strerror(-error));
+	store_machine(owner->machine);
 }
 
-static void take_inbox(struct owner *owner, uint64_t release)
+static void take_inbox(struct owner *owner, const struct memory *memory, uint64_t release)
 {
-	struct intent offered;
+	struct verified offered;
 	ssize_t length = read_file(INBOX "/intent", buffer, sizeof(buffer));
 
 	if (length == -ENOENT)
@@ -118,9 +163,11 @@ static void take_inbox(struct owner *owner, uint64_t release)
 		return;
 	}
 	const char *fault = verify((size_t)length, owner->machine, &offered);
-	if (!fault && owner->standing == STANDING_VALID && offered.serial <= owner->intent.serial)
+	if (!fault && owner->standing == STANDING_VALID && offered.intent.serial <= owner->intent.serial)
 		fault = "its serial is not newer";
-	if (!fault && !floor_may_take(&offered, release))
+	if (!fault && !memory_allows(memory, &offered.intent, offered.text))
+		fault = "the TPM remembers a newer one";
+	if (!fault && !floor_may_take(&offered.intent, release))
 		fault = "its floor is above this release";
 	if (fault) {
 		say("the intent in the inbox is ignored: %s", fault);
@@ -131,15 +178,16 @@ static void take_inbox(struct owner *owner, uint64_t release)
 		say("the new intent cannot be stored: %s", strerror(-error));
 		return;
 	}
-	owner->intent = offered;
-	owner->standing = STANDING_VALID;
+	stand(owner, &offered);
 	owner->replaced = true;
+	owner->forgotten = NULL;
 	unlink(INBOX "/intent");
-	say("a new intent of the owner stands: serial %llu", (unsigned long long)offered.serial);
+	say("a new intent of the owner stands: serial %llu", (unsigned long long)offered.intent.serial);
 }
 
-void owner_read(struct owner *owner, uint64_t release)
+void owner_read(struct owner *owner, const struct memory *memory, uint64_t release)
 {
+	struct verified verified;
 	struct stat status;
 
 	memset(owner, 0, sizeof(*owner));
@@ -151,14 +199,22 @@ void owner_read(struct owner *owner, uint64_t release)
 	    make_directory(OWNER "/etc", 0700) || make_directory(OWNER "/roothome", 0700) ||
 	    make_directory(OWNER "/secret", 0700)) /* the guard's rule `secret` */
 		die("the owner's directory cannot be made");
-	read_machine(owner);
+	read_machine(owner, memory_machine(memory));
 	ssize_t length = read_file(OWNER "/intent", buffer, sizeof(buffer));
 	if (length != -ENOENT) {
-		const char *fault =
-			length < 0 ? "it cannot be read" : verify((size_t)length, owner->machine, &owner->intent);
-		owner->standing = fault ? STANDING_INVALID : STANDING_VALID;
+		const char *fault = length < 0 ? "it cannot be read" : verify((size_t)length, owner->machine, &verified);
+		if (!fault)
+			stand(owner, &verified);
+		else
+			owner->standing = STANDING_INVALID;
 		if (fault)
 			say("the standing intent is not believed (%s): starting locked", fault);
 	}
-	take_inbox(owner, release);
+	owner->forgotten = memory_fault(memory, owner->standing, &owner->intent, owner->text);
+	if (owner->forgotten) {
+		owner->standing = STANDING_INVALID;
+		say("the standing intent is not believed (%s; number %llu): starting locked; %s", owner->forgotten,
+		    (unsigned long long)memory->serial, MEMORY_WAY_BACK);
+	}
+	take_inbox(owner, memory, release);
 }

@@ -18,6 +18,8 @@
 #define NV_WRITE_LOCK 0x138
 #define NV_READ 0x14e
 #define NV_READ_PUBLIC 0x169
+#define PCR_EXTEND 0x182
+#define DIGEST_SIZE 32
 #define HEADER 10
 /* Attributes that the TPM keeps by itself: locked for writing, for reading, written. */
 #define STATE_BITS (1u << 11 | 1u << 28 | 1u << 29)
@@ -60,7 +62,7 @@ static void begin(struct command *command, uint32_t code, uint32_t first, uint32
 	put(command, 0, 4);
 	put(command, code, 4);
 	put(command, first, 4);
-	if (second)
+	if (second) /* no index is 0 */
 		put(command, second, 4);
 	if (code == NV_READ_PUBLIC)
 		return;
@@ -195,6 +197,20 @@ int tpm_nv_lock(const struct tpm *tpm, uint32_t index)
 	size_t length;
 
 	begin(&command, NV_WRITE_LOCK, index, index);
+	return transact(tpm, &command, answer, &length);
+}
+
+int tpm_pcr_extend(const struct tpm *tpm, uint32_t pcr, const unsigned char digest[32])
+{
+	unsigned char answer[MAX_MESSAGE];
+	struct command command;
+	size_t length;
+
+	/* Handles of PCRs are their numbers. Then one digest, of SHA-256. */
+	begin(&command, PCR_EXTEND, pcr, 0);
+	put(&command, 1, 4);
+	put(&command, SHA256, 2);
+	put_bytes(&command, digest, DIGEST_SIZE);
 	return transact(tpm, &command, answer, &length);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The few TPM 2.0 commands that a protected number needs: one non-volatile index with its own empty password.
- * Formats: TPM 2.0 Library, parts 2 and 3 (NV commands), as raw bytes; no library.
+ * The few TPM 2.0 commands that a protected number needs, one non-volatile index with its own empty password, and one
+ * that measures. Formats: TPM 2.0 Library, parts 2 and 3 (NV commands, TPM2_PCR_Extend), as raw bytes; no library.
  */
 #ifndef FREEHOLD_TPM_H
 #define FREEHOLD_TPM_H
@@ -43,5 +43,7 @@ int tpm_nv_read(const struct tpm *tpm, uint32_t index, unsigned char *data, size
 int tpm_nv_write(const struct tpm *tpm, uint32_t index, const unsigned char *data, size_t size);
 /* No more writing until the TPM starts anew. */
 int tpm_nv_lock(const struct tpm *tpm, uint32_t index);
+/* Extend the SHA-256 bank of a PCR (0 to 23) with a digest of 32 bytes. */
+int tpm_pcr_extend(const struct tpm *tpm, uint32_t pcr, const unsigned char digest[32]);
 
 #endif

@@ -21,6 +21,9 @@ TOGETHER = "handed-over"
 TURN_ON = f"{MARK} systemd.import_credentials=yes"
 
 
+RESCUED = Probe("the rescue entry runs", "cat /run/freehold/boot.json", r'"rescue": ?true')
+
+
 def tmpfiles(name: str) -> bytes:
     """Lines for systemd-tmpfiles that leave the canary ``name``. Pure."""
     return f"d /var/canary 0755 root root -\nf /var/canary/{name} 0644 root root - ran\n".encode()
@@ -132,8 +135,8 @@ ROWS = (
         controls=("untouched", "control-systemd-options")),
     Row("counter-exhausted", "firmware", "the newest deployment marked as failed", ("fallback",), counter_exhausted),
     Row("counter-again", "firmware", "the newest deployment marked as untried", ("harmless",), counter_again),
-    Row("counters-all-exhausted", "firmware", "every deployment marked as failed", ("harmless", "fallback"),
-        counters_all_exhausted),
+    Row("counters-all-exhausted", "firmware", "every deployment marked as failed: the rescue entry starts",
+        ("harmless", "fallback"), counters_all_exhausted, probes=(RESCUED,), rescue=True),
     Row("smbios-credentials", "firmware", "credentials in SMBIOS strings: a unit, a password, keys, mounts", ("harmless",),
         smbios_credentials, who=HYPERVISOR, probes=(NO_CREDENTIALS,), together=TOGETHER,
         controls=("untouched", "control-smbios-credential")),

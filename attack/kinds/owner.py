@@ -9,8 +9,8 @@ from attack.model import Probe, Row
 from attack.target import Target, canary, unit
 
 INTENT = "/owner/intent"
-#: What a machine that remembers its lock may say when the word for it is gone.
-WAS_LOCKED = r"freehold: .*(?:was locked|intent|owner)"
+#: What a machine whose TPM remembers its lock says when the word for it is gone, or an older one.
+REMEMBERED = r"the standing intent is not believed .*the TPM remembers"
 NOT_BELIEVED = "the standing intent is not believed"
 OWNER_IS_REAL = Probe("the owner's directory is one", "stat -c %F /sysroot/owner", "^directory$")
 PAYLOAD = "[Service]\nType=oneshot\nExecStart=/bin/sh -c '{script}'\n[Install]\nWantedBy=multi-user.target\n"
@@ -164,9 +164,8 @@ ASK_ROOT_SHELL = Probe(
 )
 
 ROWS = (
-    Row("intent-removed", "owner", "the intent removed", ("harmless", "refused"), intent_removed, factory_etc=True,
-        reason=WAS_LOCKED, way_back="bytes",
-        controls=("untouched", "control-intent")),
+    Row("intent-removed", "owner", "the intent removed", ("harmless",), intent_removed, factory_etc=True,
+        reason=REMEMBERED, needs="tpm", controls=("untouched", "control-intent")),
     Row("intent-garbage", "owner", "the intent overwritten with garbage", ("harmless",), intent_garbage, reason=NOT_BELIEVED,
         factory_etc=True, controls=("untouched", "control-intent")),
     Row("intent-empty", "owner", "the intent emptied", ("harmless",), intent_empty, reason=NOT_BELIEVED, factory_etc=True,
@@ -178,17 +177,16 @@ ROWS = (
         controls=("untouched", "control-intent")),
     Row("intent-other-owner", "owner", "an unlock signed by another owner", ("harmless",), intent_other_owner,
         reason=NOT_BELIEVED, factory_etc=True, controls=("untouched", "control-intent")),
-    Row("intent-older", "owner", "an older unlock of the owner's put back", ("harmless", "refused"), intent_older,
-        factory_etc=True, reason=WAS_LOCKED, way_back="bytes", controls=("untouched", "control-intent")),
+    Row("intent-older", "owner", "an older unlock of the owner's put back", ("harmless",), intent_older,
+        factory_etc=True, reason=REMEMBERED, needs="tpm", controls=("untouched", "control-intent")),
     Row("inbox-older", "owner", "an older unlock of the owner's in the inbox", ("harmless",), inbox_older,
         reason="its serial is not newer", controls=("untouched", "control-intent")),
     Row("inbox-other-owner", "owner", "another owner's unlock in the inbox", ("harmless",), inbox_other_owner,
         reason="the intent in the inbox is ignored", controls=("untouched", "control-intent")),
     Row("owner-id", "owner", "the machine given another id", ("harmless", "refused"), owner_id, reason=NOT_BELIEVED,
         factory_etc=True, way_back="bytes"),
-    Row("owner-removed", "owner", "the owner's directory removed", ("harmless", "refused"), owner_removed, factory_etc=True,
-        reason=WAS_LOCKED,
-        way_back="bytes", controls=("untouched", "control-intent")),
+    Row("owner-removed", "owner", "the owner's directory removed", ("harmless",), owner_removed, factory_etc=True,
+        reason=REMEMBERED, needs="tpm", controls=("untouched", "control-intent")),
     Row("owner-elsewhere", "owner", "the owner's directory moved below /var, a link in its place", ("harmless", "refused"),
         owner_elsewhere, reason="the owner's directory is not a directory", probes=(OWNER_IS_REAL,), way_back="bytes"),
     Row("provisioned-fw-cfg", "owner", "the provisioning record removed, a new configuration from the hypervisor", ("harmless",),

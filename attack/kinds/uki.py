@@ -86,6 +86,12 @@ def swapped(target: Target) -> None:
     target.esp.write(previous, first)
 
 
+def rescue_renamed(target: Target) -> None:
+    """The menu sorts by what is in the image and signed, not by its name."""
+    identity = target.truth.images[target.newest][:16]
+    target.esp.rename(target.esp.rescue(target.newest), f"EFI/Linux/freehold-999-{identity}.efi")
+
+
 def below_floor(target: Target) -> None:
     found = RELEASE.search(pe.content(target.uki(), ".cmdline"))
     if found is None:
@@ -133,6 +139,7 @@ ROWS = (
         changed_and_signed, reason=DENIED),
     Row("uki-truncated", "uki", "cut off after one page", ("refused", "fallback"), empty, reason=BROKEN),
     Row("uki-swapped", "uki", "the kernel images of two deployments swapped by name", ("harmless", "fallback"), swapped),
+    Row("rescue-renamed", "uki", "the rescue image under the name of a newer deployment", ("harmless",), rescue_renamed),
     Row("floor-older-release", "uki", "releases that are older than the floor that the owner signed", ("refused",), below_floor,
         reason="below the rollback floor", way_back="bytes", needs="floor"),
     Row("floor-file-removed", "uki", "the machine's own record of the floor removed", ("harmless",), floor_file_removed,

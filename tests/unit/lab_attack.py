@@ -102,6 +102,7 @@ def small_disk(tools: Tools, work: Path, intent_file: bytes) -> Path:
         (tree / folder).mkdir(parents=True)
     for version, digest in IMAGE.items():
         (tree / f"EFI/Linux/freehold-{version}-{digest[:16]}.efi").write_bytes(pe_file())
+        (tree / f"EFI/Linux/freehold-rescue-{version}-{digest[:16]}.efi").write_bytes(pe_file())
     (tree / "EFI/BOOT/BOOTX64.EFI").write_bytes(pe_file())
     tools.run(["mcopy", "-s", "-i", esp, *sorted(tree.iterdir()), "::/"], binds=[work])
     staging, protected = work / "root", []

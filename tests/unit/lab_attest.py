@@ -119,6 +119,9 @@ class Boot:
     more: list[Made] = field(default_factory=list)
     attributes: int = RESTRICTED
     locality: int | None = None
+    #: What its early step measures of the lock; "" for one that measures nothing, as older releases.
+    measures: str = "locked"
+    strict: bool = False
 
     def __post_init__(self) -> None:
         self.private = ec.derive_private_key(self.seed, ec.SECP256R1())
@@ -161,6 +164,10 @@ class Boot:
         values[0] = bytes(31) + bytes([self.locality or 0])
         for one in [*self.machine_log, *self.more]:
             values[one.pcr] = sha(values[one.pcr] + one.digest)
+        if text := self.measured():
+            word = b"freehold-locked" if text.endswith(b"device-key yes\n") else b"freehold-not-locked"
+            values[11] = sha(values[11] + sha(word))
+            values[15] = sha(values[15] + sha(text))
         for part in self.system_log.split(b"\x1e")[1:]:
             value = json.loads(part)
             values[value["pcr"]] = sha(values[value["pcr"]] + bytes.fromhex(value["digests"][0]["digest"]))
@@ -197,10 +204,26 @@ class Boot:
         wanted = intent.Intent(machine=MACHINE, serial=serial, lock=self.lock, since=5)
         return intent.sign(wanted, lambda text: self.owner.private.sign(text, padding.PKCS1v15(), hashes.SHA256()))
 
+    def measured(self, **changes: object) -> bytes | None:
+        """docs/attest.md, "What a boot measures"."""
+        if not self.measures:
+            return None
+        rescue = self.measures == "rescue"
+        lock = self.lock if rescue else self.measures
+        fields: dict[str, object] = {
+            "image": self.image, "release": 5, "machine": MACHINE, "intent": "valid", "serial": 4, "lock": lock,
+            "signed": sha(self.intent()).hex(), "rescue": "yes" if rescue else "no",
+            "guard": "none" if lock == "open" and not rescue else "locked" if rescue else lock,
+            "device-key": "yes" if self.measures == "locked" and not self.strict else "no",
+        } | changes  # fmt: skip
+        lines = ["freehold-measured 1", *(f"{name} {value}" for name, value in fields.items())]
+        return "".join(f"{line}\n" for line in lines).encode()
+
     def evidence(self) -> Evidence:
         return Evidence(
             1000, MACHINE, self.cmdline, log_of([*self.machine_log, *self.more], self.locality), self.system_log, b"",
             *self.manifest(), self.intent(), {"keychain_source": "firmware"}, {"loaded": True, "mode": "locked"},
+            self.measured(),
         )  # fmt: skip
 
     def attestation(self, nonce: bytes = NONCE, evidence: Evidence | None = None) -> Attestation:
@@ -214,6 +237,7 @@ class Boot:
         return Identity(
             MACHINE, 1, self.public(), (), {pcr: pcrs[pcr] for pcr in (0, 2, 3)}, (self.loader, authenticode(self.uki)),
             {"PK": sha(owner), "KEK": sha(owner), "db": sha(self.db)}, self.keychain,
+            bool(self.measures),
         )  # fmt: skip
 
     def trusted(self) -> Keychain:

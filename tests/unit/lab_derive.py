@@ -119,17 +119,21 @@ class DeriveLab:
         image = images.write_image(self.tools, entries, commit, work / "image", EPOCH)
         (work / "kernel").write_bytes((self.tools.root / ukis.STUB[1:]).read_bytes())
         (work / "initrd").write_bytes(b"initrd of " + version.encode() * 1000)
-        unsigned = ukis.write_uki(
+        unsigned = ukis.write_pair(
             self.tools, work, kernel=work / "kernel", uname="6.12", initrd=work / "initrd",
             line=f"freehold.image={image.digest} freehold.release={timestamp} ro quiet console=ttyS0 panic=5",
             release=ukis.os_release("server", version),
         )  # fmt: skip
-        ukis.sign_efi(self.tools, unsigned, work / "uki.efi", keys()["vendor"])
-        uki = (work / "uki.efi").read_bytes()
+        signed = []
+        for made, name in zip(unsigned, ("uki.efi", "rescue.efi"), strict=True):
+            ukis.sign_efi(self.tools, made, work / name, keys()["vendor"])
+            signed.append((work / name).read_bytes())
+        uki, rescue = signed
         manifest = Manifest(
             name="server", version=version, commit=commit.id, image_digest=image.digest, image_size=image.size,
-            uki=Uki("uki.efi", sha256(uki), len(uki)), timestamp=timestamp, number=timestamp, architecture="amd64", kernel="6.12",
-            suite="trixie", packages=(("bash", "5.2", "amd64"),),
+            uki=Uki("uki.efi", sha256(uki), len(uki)), rescue=Uki("rescue.efi", sha256(rescue), len(rescue)),
+            timestamp=timestamp, number=timestamp, architecture="amd64", kernel="6.12", suite="trixie",
+            packages=(("bash", "5.2", "amd64"),),
         )  # fmt: skip
         data = serialize_manifest(manifest)
         directory = self.sysroot.deployments / manifest.id
@@ -143,7 +147,14 @@ class DeriveLab:
             self.verity.enable(self.sysroot.repo / "objects" / checksum[:2] / f"{checksum[2:]}.file")
         place = self.sysroot.esp / f"EFI/Linux/freehold-{version}-{manifest.id}.efi" if entry else directory / "uki.efi"
         place.write_bytes(uki)
+        (directory / "rescue.efi").write_bytes(rescue)
+        if entry:
+            self.rescue(manifest).write_bytes(rescue)
         return manifest
+
+    def rescue(self, manifest: Manifest) -> Path:
+        """The rescue entry of a deployment."""
+        return self.sysroot.esp / f"EFI/Linux/freehold-rescue-{manifest.version}-{manifest.id}.efi"
 
     def boot(self, manifest: Manifest) -> None:
         """Run that deployment now."""
@@ -151,7 +162,8 @@ class DeriveLab:
 
     def entries(self) -> list[str]:
         """File names of the boot entries."""
-        return sorted(path.name for path in (self.sysroot.esp / "EFI/Linux").iterdir())
+        names = (path.name for path in (self.sysroot.esp / "EFI/Linux").iterdir())
+        return sorted(name for name in names if not name.startswith("freehold-rescue-"))
 
     def uki(self, manifest: Manifest) -> bytes:
         """The kernel image of the deployment's boot entry."""

@@ -22,6 +22,7 @@ from freehold.build.tools import Tools
 from freehold.device.sysroot import Sysroot
 from freehold.keys.formats import DocumentSignature, serialize_signature
 from freehold.keys.verity import digest_bytes, digest_file
+from freehold.update import parts
 from freehold.update.manifest import Manifest, Stream, Uki, serialize_manifest, serialize_stream, sha256
 
 COMMIT = "c" * 64
@@ -82,10 +83,15 @@ class UserVerity:
         return None if stat.S_IMODE(path.stat().st_mode) & 0o200 else digest_file(path)
 
 
+def rescue_image(uki: bytes) -> bytes:
+    """The rescue UKI that belongs to ``uki``."""
+    return uki[:2] + b"rescue" + uki[2:]
+
+
 def manifest(
     version: str, timestamp: int, *, name: str = "server", commit: str = COMMIT
 ) -> tuple[Manifest, bytes, bytes]:
-    """A manifest with the image and the UKI that it names."""
+    """A manifest with the image and the UKI that it names; its rescue UKI is :func:`rescue_image`'s."""
     image = hashlib.sha256(version.encode()).digest() * 4000
     uki = b"MZ" + hashlib.sha256(b"uki" + version.encode()).digest() * 3000
     value = Manifest(
@@ -95,6 +101,7 @@ def manifest(
         image_digest=digest_bytes(image).hex(),
         image_size=len(image),
         uki=Uki("uki.efi", sha256(uki), len(uki)),
+        rescue=Uki("rescue.efi", sha256(rescue_image(uki)), len(rescue_image(uki))),
         timestamp=timestamp,
         number=timestamp,
         architecture="amd64",
@@ -109,7 +116,7 @@ def manifest(
 def write_release(
     directory: Path, version: str, timestamp: int, *, signer: Signs | None = None, commit: str = COMMIT
 ) -> Manifest:
-    """A release's four files in ``directory``."""
+    """A release's five files in ``directory``."""
     value, image, uki = manifest(version, timestamp, commit=commit)
     directory.mkdir(parents=True, exist_ok=True)
     data = serialize_manifest(value)
@@ -117,6 +124,7 @@ def write_release(
     (directory / "manifest.json.sig").write_bytes((signer or key("release", "vendor")).sign(data))
     (directory / "image").write_bytes(image)
     (directory / "uki.efi").write_bytes(uki)
+    (directory / "rescue.efi").write_bytes(rescue_image(uki))
     return value
 
 
@@ -184,7 +192,12 @@ class Lab:
         image.chmod(0o444)
         name = f"freehold-{version}-{value.id}{counter}.efi"
         shutil.copyfile(scratch / "uki.efi", self.sysroot.esp / "EFI/Linux" / name)
+        shutil.copyfile(scratch / "rescue.efi", self.rescue(value))
         return value
+
+    def rescue(self, value: Manifest) -> Path:
+        """The rescue entry of a deployment."""
+        return self.sysroot.esp / f"EFI/Linux/freehold-rescue-{value.version}-{value.id}.efi"
 
     def boot(self, version: str, timestamp: int) -> None:
         """Run that deployment now."""
@@ -201,6 +214,9 @@ class Lab:
         """Put a release onto the web and let the stream point to it."""
         directory = self.web / "releases" / version
         value = write_release(directory, version, timestamp, signer=signer, commit=commit)
+        uki, rescue = ((directory / name).read_bytes() for name in ("uki.efi", "rescue.efi"))
+        (directory / "rescue.parts").write_bytes(parts.describe(uki, rescue))
+        (directory / "rescue.efi").unlink()
         self.point(version, sha256((directory / "manifest.json").read_bytes()), signer=signer)
         return value
 
@@ -212,8 +228,14 @@ class Lab:
         (self.web / "streams/stable.json.sig").write_bytes((signer or key("release", "vendor")).sign(data))
 
     def entries(self) -> list[str]:
-        """File names of the boot entries."""
-        return sorted(path.name for path in (self.sysroot.esp / "EFI/Linux").iterdir())
+        """File names of the boot entries, without those of rescue."""
+        names = (path.name for path in (self.sysroot.esp / "EFI/Linux").iterdir())
+        return sorted(name for name in names if not name.startswith("freehold-rescue-"))
+
+    def rescues(self) -> list[str]:
+        """File names of the rescue entries."""
+        names = (path.name for path in (self.sysroot.esp / "EFI/Linux").iterdir())
+        return sorted(name for name in names if name.startswith("freehold-rescue-"))
 
 
 def real_ostree(*binds: Path) -> list[str] | None:

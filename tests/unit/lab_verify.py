@@ -18,6 +18,7 @@ from freehold.device.verify_image import Listing, Pointer
 from freehold.device.verify_kernel import Probe, read_through
 from freehold.device.verify_keys import Ring, name_of
 from freehold.keys.verity import digest_bytes
+from freehold.update import rescue_entry
 from freehold.update.manifest import Manifest, Uki, sha256
 
 #: As a locked machine has it, after systemd made its own mounts.
@@ -57,15 +58,26 @@ def sealed_line(digest: str) -> str:
 
 
 _plain_manifest = lab_release.manifest
+_RESCUES: dict[str, bytes] = {}
+
+
+def rescue_image(uki: bytes) -> bytes:
+    """As the release lab's, for the programs of :func:`manifest`."""
+    return _RESCUES[sha256(uki)]
 
 
 def manifest(
     version: str, timestamp: int, *, name: str = "server", commit: str = lab_release.COMMIT
 ) -> tuple[Manifest, bytes, bytes]:
     """As the release lab's, with a real program as its UKI."""
-    value, image, _ = _plain_manifest(version, timestamp, name=name, commit=commit)
-    uki = program(sealed_line(value.image_digest)) + version.encode() * 1000
-    return value._replace(uki=Uki("uki.efi", sha256(uki), len(uki))), image, uki
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab_release, "rescue_image", lambda uki: uki)
+        value, image, _ = _plain_manifest(version, timestamp, name=name, commit=commit)
+    line = sealed_line(value.image_digest)
+    uki, rescue = (program(one) + version.encode() * 1000 for one in (line, rescue_entry.line(line)))
+    _RESCUES[sha256(uki)] = rescue
+    normal, other = (Uki(f"{name}.efi", sha256(one), len(one)) for name, one in (("uki", uki), ("rescue", rescue)))
+    return value._replace(uki=normal, rescue=other), image, uki
 
 
 class VerifyLab(Lab):
@@ -73,6 +85,7 @@ class VerifyLab(Lab):
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(lab_release, "manifest", manifest)
+        patch.setattr(lab_release, "rescue_image", rescue_image)
         super().__init__(root)
         self.trees: dict[str, list[Pointer]] = {}
         self.mode = "open"

@@ -404,7 +404,9 @@ def test_a_strict_machine(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch, capsy
     command(f"kargs --append loglevel=7 --request {path}")
     answer = sign_request(path)
     shown = capsys.readouterr().err
-    for words in ("made from release 1.0", "add the kernel argument loglevel=7", "ro quiet console=ttyS0 panic=5 loglevel=7"):
+    rescue = "of the rescue entry: freehold.image="
+    added = "add the kernel argument loglevel=7"
+    for words in ("made from release 1.0", rescue, added, "ro quiet console=ttyS0 panic=5 loglevel=7"):
         assert words in shown
     assert command(f"apply --answer {answer}").data["version"] == "1.0^1"
     staged = loader.listing(lab.sysroot.esp)[0]
@@ -412,6 +414,8 @@ def test_a_strict_machine(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch, capsy
     assert found.signer == "me"
     (lab.root / "owner.pem").write_bytes(keys()["me"].certificate_pem())
     (lab.root / "check.efi").write_bytes(lab.uki(found.manifest))
+    lab.tools.run(["sbverify", "--cert", lab.root / "owner.pem", lab.root / "check.efi"], ro_binds=[lab.root])
+    (lab.root / "check.efi").write_bytes(lab.rescue(found.manifest).read_bytes())
     lab.tools.run(["sbverify", "--cert", lab.root / "owner.pem", lab.root / "check.efi"], ro_binds=[lab.root])
 
 
@@ -448,6 +452,14 @@ def test_a_request_says_one_thing(lab: DeriveLab) -> None:
     uki = pe.exchange(pe.parse(good.unsigned.uki), {".cmdline": [b"freehold.image=" + b"0" * 64]})
     two = strict.command_line(good.unsigned.uki).encode() + b" freehold.image=0"
     twice = pe.exchange(pe.parse(good.unsigned.uki), {".cmdline": [two]})
+    saving = strict.command_line(good.unsigned.rescue)
+    rescues = [
+        pe.exchange(pe.parse(good.unsigned.rescue), {".cmdline": [line.encode()]})
+        for line in (
+            saving.replace(good.unsigned.manifest.image_digest, "0" * 64), saving.replace("freehold.rescue ", ""),
+            f"{saving} freehold.image={'0' * 64}", f"{saving}\ninit=/bin/sh",
+        )
+    ]  # fmt: skip
     for wrong in (
         good._replace(text=other),
         good._replace(intent=PLAIN),
@@ -455,6 +467,9 @@ def test_a_request_says_one_thing(lab: DeriveLab) -> None:
         good._replace(unsigned=dataclasses.replace(good.unsigned, uki=twice)),
         good._replace(unsigned=dataclasses.replace(good.unsigned, manifest=lab.running)),
         good._replace(unsigned=dataclasses.replace(good.unsigned, uki=pe.attach(good.unsigned.uki, b"x"))),
+        # The rescue's command line: of another tree, of no rescue, of two trees; or the deployment's is the rescue's.
+        *(good._replace(unsigned=dataclasses.replace(good.unsigned, rescue=rescue)) for rescue in rescues),
+        good._replace(unsigned=dataclasses.replace(good.unsigned, uki=good.unsigned.rescue)),
     ):
         with pytest.raises(InputError):
             strict.unpack(strict.pack(wrong))

@@ -9,6 +9,8 @@ from attack.judge import DENIED, deviations, judge
 from attack.model import Probe, Row
 from lab_attack import IMAGE, LINE, TRUTH, facts, row, seen
 
+from freehold.update import rescue_entry
+
 PREVIOUS = facts(image=IMAGE["1"], command_line=LINE.format(IMAGE["1"]), version="1")
 
 
@@ -46,6 +48,18 @@ def test_every_deviation_is_a_changed_system(change: dict[str, object], word: st
 def test_factory_etc_counts_only_where_the_row_says_so_and_never_another() -> None:
     assert deviations(facts(config=""), TRUTH, row(factory_etc=True)) == []
     assert deviations(facts(config="0" * 64), TRUTH, row(factory_etc=True)) != []
+
+
+def test_a_rescue_counts_only_where_the_row_says_so_and_only_with_its_own_line() -> None:
+    line = rescue_entry.line(TRUTH.command_lines["2"])
+    saved = facts(config="", command_line=line)
+    assert deviations(saved, TRUTH, row(rescue=True)) == []
+    assert len(deviations(saved, TRUTH, row())) == 2
+    for wrong in (f"{line} init=/bin/sh", f"{TRUTH.command_lines['2']} freehold.rescue"):
+        assert deviations(facts(config="", command_line=wrong), TRUTH, row(rescue=True)) != []
+    # Without the rescue's words it is judged as any other system.
+    assert deviations(facts(config=""), TRUTH, row(rescue=True)) != []
+    assert deviations(facts(config="0" * 64, command_line=line), TRUTH, row(rescue=True)) != []
 
 
 def test_a_fallback_needs_its_reason_on_the_console() -> None:

@@ -204,8 +204,16 @@ def test_the_boot_order_is_changed(fresh: Target) -> None:
 def test_counters_are_changed_in_the_name(fresh: Target) -> None:
     firmware.counters_all_exhausted(fresh)
     assert fresh.esp.names("EFI/Linux") == [
-        f"freehold-{version}-{IMAGE[version][:16]}+0-3.efi" for version in ("1", "2")
+        *(f"freehold-{version}-{IMAGE[version][:16]}+0-3.efi" for version in ("1", "2")),
+        *(f"freehold-rescue-{version}-{IMAGE[version][:16]}.efi" for version in ("1", "2")),
     ]
+
+
+def test_the_rescue_image_gets_a_newer_name(fresh: Target) -> None:
+    data = fresh.esp.read(fresh.esp.rescue("2"))
+    uki.rescue_renamed(fresh)
+    assert fresh.esp.read(f"EFI/Linux/freehold-999-{IMAGE['2'][:16]}.efi") == data
+    assert fresh.esp.names("EFI/Linux")[-1] == f"freehold-rescue-1-{IMAGE['1'][:16]}.efi"
 
 
 def test_partitions_reordered_are_the_same_ones(fresh: Target) -> None:

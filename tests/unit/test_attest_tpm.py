@@ -83,12 +83,15 @@ def machine(boot: Boot, chip: Tpm, work: Path) -> Sysroot:
         sysroot.system / "proc/cmdline": f"{boot.cmdline}\n".encode(),
         sysroot.system / attest.FIRMWARE_LOG: log_of(boot.machine_log),
         sysroot.system / attest.SYSTEM_LOG: boot.system_log,
+        sysroot.system / attest.MEASURED: boot.measured() or b"",
         **{sysroot.keychain / name: der for name, der in boot.keychain.items()},
     }  # fmt: skip
     for path, data in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     measured = [(one.pcr, one.digest.hex()) for one in boot.machine_log]
+    # The early step comes after the firmware, and before systemd.
+    measured += [(11, sha(b"freehold-locked").hex()), (15, sha(boot.measured() or b"").hex())]
     for part in boot.system_log.split(b"\x1e")[1:]:
         record = json.loads(part)
         measured.append((record["pcr"], record["digests"][0]["digest"]))
@@ -118,7 +121,8 @@ def test_a_real_quote_is_believed(known: tuple[Boot, Sysroot, Identity, Attestat
     boot, _, identity, attestation = known
     verdict = verdict_on(attestation, boot, identity)
     assert refusals(verdict) == ""
-    assert verdict.good
+    assert (verdict.good, verdict.lock) == (True, "locked")
+    assert identity.measures
     assert document.parse_attestation(document.serialize_attestation(attestation)) == attestation
     assert document.parse_identity(document.serialize_identity(identity)) == identity
     assert attestation.pcrs == boot.pcrs()
@@ -170,6 +174,21 @@ def test_a_log_changed_on_the_machine(
         )
     finally:
         log.write_bytes(kept)
+
+
+def test_an_identity_says_whether_the_early_step_measures(
+    known: tuple[Boot, Sysroot, Identity, Attestation], chip: Tpm
+) -> None:
+    _, sysroot, _, _ = known
+    text = sysroot.system / attest.MEASURED
+    kept = text.read_bytes()
+    try:
+        text.write_bytes(kept.replace(b"locked", b"open"))
+        assert not attest.identity(sysroot, chip).measures
+        text.unlink()
+        assert not attest.identity(sysroot, chip).measures
+    finally:
+        text.write_bytes(kept)
 
 
 def test_the_key_signs_nothing_that_only_looks_like_a_quote(

@@ -20,14 +20,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES]
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
-    "attest.boot", "attest.document", "attest.eventlog", "attest.judge", "attest.owner", "attest.pe", "attest.tpm",
-    "attest.userlog", "attest.verdict", "attest.wire",
+    "attest.boot", "attest.document", "attest.eventlog", "attest.judge", "attest.measured", "attest.owner", "attest.pe",
+    "attest.tpm", "attest.userlog", "attest.verdict", "attest.wire",
     "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "device.trust", "device.verify_esp", "device.verify_findings", "device.verify_image",
     "device.verify_keys", "device.verify_machine", "device.verify_pe",
     "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.verify",
-    "lock.intent", "lock.machine", "lock.requests", "rescue.wish", "seal.authenticode", "seal.cpio", "seal.dpkg", "seal.erofs",
-    "seal.headerball", "seal.ids", "seal.pe", "seal.varmap", "update.manifest", "vm.machine", "vm.keyboard",
+    "lock.intent", "lock.machine", "lock.memory", "lock.requests", "rescue.wish", "seal.authenticode", "seal.cpio",
+    "seal.dpkg", "seal.erofs", "seal.headerball", "seal.ids", "seal.pe", "seal.varmap", "update.manifest", "update.parts",
+    "update.rescue_entry", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",

@@ -21,6 +21,7 @@ from freehold.monitor import NullMonitor
 from freehold.run import run
 from freehold.seal import cpio, erofs, pe
 from freehold.seal.headerball import Entry
+from freehold.update.manifest import sha256
 
 pytestmark = pytest.mark.build
 MONITOR = NullMonitor()
@@ -52,7 +53,9 @@ def test_kernel_arguments_from_end_to_end(lab: DeriveLab) -> None:
     assert lines == [f"{names} ro console=ttyS0 panic=5 loglevel=7"]
     # What the early step compares with lies behind the release's initrd, where it replaces the release's lines.
     first = old.content(".initrd")
-    sealed = cpio.archive({"cmdline": cpio.Member(cpio.REGULAR, "".join(f"{one}\n" for one in lines).encode())})
+    saving = f"{names} ro quiet console=ttyS0 panic=5 freehold.rescue systemd.unit=freehold-rescue.target"
+    both = f"{lines[0]}\n{saving}\n".encode()
+    sealed = cpio.archive({"cmdline": cpio.Member(cpio.REGULAR, both)})
     assert uki.content(".initrd") == first + b"\0" * (-len(first) % 4) + sealed
     assert "IMAGE_VERSION=1.0^7\n" in uki.content(".osrel").decode()
     for section in old.sections:
@@ -61,6 +64,20 @@ def test_kernel_arguments_from_end_to_end(lab: DeriveLab) -> None:
     assert [one.name for one in uki.sections] == [one.name for one in old.sections]
     (lab.root / "device.pem").write_bytes(keys()["machine"].certificate_pem())
     (lab.root / "check.efi").write_bytes(lab.uki(made))
+    lab.tools.run(["sbverify", "--cert", lab.root / "device.pem", lab.root / "check.efi"], ro_binds=[lab.root])
+
+    # The rescue image: the release's own arguments, the same initrd, sorted last, signed as well.
+    data = lab.rescue(made).read_bytes()
+    assert sha256(data) == made.rescue.sha256
+    assert (lab.sysroot.deployments / made.id / "rescue.efi").read_bytes() == data
+    rescue = pe.parse(data)
+    assert rescue.content(".cmdline").decode() == saving
+    assert rescue.content(".initrd") == uki.content(".initrd")
+    shown = rescue.content(".osrel").decode()
+    assert "IMAGE_VERSION=1.0^7\n" in shown
+    assert "IMAGE_ID=zz-rescue\n" in shown
+    assert 'PRETTY_NAME="Freehold server 1.0^7 (rescue)"\n' in shown
+    (lab.root / "check.efi").write_bytes(data)
     lab.tools.run(["sbverify", "--cert", lab.root / "device.pem", lab.root / "check.efi"], ro_binds=[lab.root])
 
     # The tree: two files of its own, everything else the base's entries, each object measured.
@@ -120,6 +137,25 @@ def test_other_requests_stand_on_the_release_not_on_what_runs(lab: DeriveLab) ->
     back = go(lab, KARGS, 9)
     assert (back.verdict, back.manifest.id) == ("switched", first.id)
     assert loader.listing(lab.sysroot.esp)[0].id == first.id
+
+
+def test_the_release_comes_back_with_its_rescue_entry(lab: DeriveLab) -> None:
+    """Its own boot entry was cleaned away; the rescue image is taken from beside its manifest, or from the boot partition."""
+    go(lab)
+    lab.boot(go(lab).manifest)
+    (lab.sysroot.esp / f"EFI/Linux/freehold-1.0-{lab.running.id}.efi").unlink()
+    kept = lab.sysroot.deployments / lab.running.id / "rescue.efi"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1])
+    lab.rescue(lab.running).unlink()
+    before = lab.entries()
+    with pytest.raises(NotHereError, match=r"the rescue image of release 1\.0"):
+        go(lab, apply.EMPTY, 8)
+    assert lab.entries() == before
+    lab.rescue(lab.running).write_bytes(whole)
+    assert go(lab, apply.EMPTY, 8).verdict == "staged"
+    assert kept.read_bytes() == whole
+    assert loader.listing(lab.sysroot.esp)[0].id == lab.running.id
 
 
 def test_no_requests_lead_back_to_the_release(lab: DeriveLab) -> None:

@@ -62,7 +62,9 @@ def test_the_word_is_said_before_the_disks_programs_run() -> None:
     """The early step's source, in order: whoever runs first of the disk finds the register decided."""
     text = (EARLY / "main.c").read_text()
     locked = "!rescue && valid && owner.intent.lock == INTENT_LOCKED && !owner.intent.strict"
-    assert f"bool device_key = {locked};\n\tmeasure_intent(device_key);" in text
+    assert f"bool device_key = {locked};\n\tmeasure_intent(tpm, device_key);" in text
     gone = "!rescue && !device_key && owner.standing != STANDING_INVALID"
     assert f"if ({gone})\n\t\tdevice_key_forget();" in text
-    assert text.index("measure_intent(device_key)") < text.index("\tswitch_root();") < text.index("execl(")
+    order = ["measure_intent(tpm, device_key)", "\tmeasure_boot(tpm,", "\tswitch_root();", "execl("]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)

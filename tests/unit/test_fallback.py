@@ -18,7 +18,7 @@ EARLY = Path(__file__).parents[2] / "early"
 LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 CHAIN = "FreeholdRefused-f18cf8a6-3f0e-45a1-9e53-d2c3b1b8e0a7"
 ONE, TWO, THREE = (f"freehold-{n}.0-{str(n) * 16}.efi" for n in (1, 2, 3))
-RESCUE = f"{ONE}@rescue"
+RESCUE, RESCUE_TWO = (f"freehold-rescue-{n}.0-{str(n) * 16}.efi" for n in (1, 2))
 FOREIGN = "auto-reboot-to-firmware-setup"
 OTHER, RESCUED, NONE = 0, 1, 2
 
@@ -64,7 +64,13 @@ def test_the_first_of_ours_that_was_not_refused(program: Path) -> None:
         (every, RESCUE, b""): (OTHER, THREE),
         # Rescue is last, wherever the loader lists it; the first of several.
         (wide(RESCUE, ONE), TWO, b""): (OTHER, ONE),
-        (wide(RESCUE, f"{TWO}@rescue", ONE), ONE, b""): (RESCUED, RESCUE),
+        (wide(RESCUE_TWO, RESCUE, ONE), ONE, b""): (RESCUED, RESCUE_TWO),
+        # Each deployment has one; one whose image is refused gives way to the next.
+        (wide(RESCUE_TWO, RESCUE, ONE), RESCUE_TWO, chain(ONE)): (RESCUED, RESCUE),
+        (wide(RESCUE_TWO, RESCUE, ONE), RESCUE, chain(ONE, RESCUE_TWO)): (NONE, "-"),
+        (wide(RESCUE_TWO.upper(), ONE), ONE, b""): (RESCUED, RESCUE_TWO),
+        # Only what begins so is one.
+        (wide("freehold-rescued.0-1.efi", ONE), ONE, b""): (OTHER, "freehold-rescued.0-1.efi"),
         (wide(FOREIGN, THREE), THREE, b""): (NONE, "-"),
         (b"", THREE, b""): (NONE, "-"),
         # Counters change between two boots of one entry; names come in lower case.
@@ -106,12 +112,12 @@ def test_one_entry_by_two_names(program: Path, a: str, b: str, same: bool) -> No
 @pytest.mark.parametrize(
     ("identity", "pattern"),
     [
-        (ONE, ONE), (RESCUE, RESCUE), ("freehold-1+2-1.efi@rescue", "freehold-1+*.efi@rescue"), ("a+3.efi", "a+*.efi"),
+        (ONE, ONE), (RESCUE, RESCUE), ("freehold-1+2-1.efi@x", "freehold-1+*.efi@x"), ("a+3.efi", "a+*.efi"),
         ("x" * 150 + "+3.efi", "x" * 150 + "+*.efi"), ("a+b.efi", "a+b.efi"), ("freehold-x", "freehold-x"),
     ],
 )  # fmt: skip
 def test_the_loader_is_asked_for_any_counter(program: Path, identity: str, pattern: str) -> None:
-    """The entry that runs was renamed when it started; its rescue entry is called otherwise at the next start."""
+    """The entry that runs was renamed when it started; it is called otherwise at the next start."""
     assert run([program, "pattern", identity]).text == f"{pattern}\n"
 
 

@@ -127,8 +127,9 @@ def machine(tmp_path: Path) -> Sysroot:
             kept = path.read_bytes()
             path.unlink()
             path.write_bytes(kept)
-    # Signed anew below; a store of an earlier version may have no number.
-    data = canonical({"number": 0, **json.loads((release / "manifest.json").read_bytes())})
+    # Signed anew below; a store of an earlier version may have no number and no rescue image.
+    named = json.loads((release / "manifest.json").read_bytes())
+    data = canonical({"number": 0, "rescue": named["uki"], **named})
     manifest = parse_manifest(data)
     prefix = [str(part) for part in tools.argv([], binds=[tmp_path])]
     sysroot = Sysroot(
@@ -145,6 +146,8 @@ def machine(tmp_path: Path) -> Sysroot:
     (directory / "manifest.json").write_bytes(data)
     (directory / "manifest.json.sig").write_bytes(keys()["vendor"].sign_document(data))
     shutil.copyfile(release / "image", sysroot.images / manifest.image_digest)
+    saving = release / "rescue.efi" if "rescue" in named else release / "uki.efi"
+    shutil.copyfile(saving, directory / "rescue.efi")
     shutil.copyfile(release / "uki.efi", sysroot.esp / f"EFI/Linux/freehold-{manifest.version}-{manifest.id}.efi")
     (sysroot.system / "proc/cmdline").write_text(f"freehold.image={manifest.image_digest}\n")
     return sysroot

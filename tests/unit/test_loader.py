@@ -36,7 +36,7 @@ def test_names(name: str, state: str) -> None:
     "name",
     ["linux.efi", f"freehold-1.0-{A}", f"freehold-1.0-{A[:-1]}.efi", f"freehold--{A}.efi", f"freehold-1-{A}+.efi",
      f"freehold-1-{A}+3-.efi", f"freehold-1/2-{A}.efi", f"freehold-1-{A}.efi\n", f"freehold-1-{A.upper()}.efi",
-     f"freehold-1+1-{A}.efi"],
+     f"freehold-1+1-{A}.efi", f"freehold-rescue-1.0-{A}.efi", f"freehold-rescue-{A}.efi", f"freehold-Rescue-1-{A}+3.efi"],
 )  # fmt: skip
 def test_foreign_names(name: str) -> None:
     assert loader.parse(name) is None

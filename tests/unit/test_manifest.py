@@ -92,6 +92,9 @@ def test_unknown_keys_are_ignored() -> None:
         ("version", "a..b"),
         ("version", "x" * 65),
         ("version", "1\n"),
+        ("version", "rescue"),
+        ("version", "rescue-1"),
+        ("version", "Rescue-1"),
         ("commit", "c" * 63),
         ("commit", "C" * 64),
         ("image_digest", 5),
@@ -109,6 +112,9 @@ def test_unknown_keys_are_ignored() -> None:
         ("uki", []),
         ("uki", {"name": "../x", "sha256": "a" * 64, "size": 1}),
         ("uki", {"name": "x", "sha256": "a" * 64, "size": 1 << 40}),
+        ("rescue", None),
+        ("rescue", {"name": "x", "sha256": "A" * 64, "size": 1}),
+        ("rescue", {"name": "x", "sha256": "a" * 64, "size": 0}),
         ("packages", [["a", "b"]]),
         ("packages", [["a", "b", 1]]),
         ("packages", "all"),
@@ -121,6 +127,11 @@ def test_faults_are_named(key: str, value: object) -> None:
         parse_manifest(canonical({**fields(), key: value}))
     assert caught.value.faults
     assert all(fault.startswith(key) for fault in caught.value.faults)
+
+
+@pytest.mark.parametrize("version", ["rescued", "1-rescue", "rescue.1", "rescue_2"])
+def test_what_only_looks_like_a_rescue_entrys_name(version: str) -> None:
+    assert parse_manifest(canonical({**fields(), "version": version})).version == version
 
 
 def test_all_faults_at_once() -> None:

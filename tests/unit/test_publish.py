@@ -63,7 +63,7 @@ def test_publish_and_again(tmp_path: Path) -> None:
     runner = Recorder()
     assert publish(tmp_path, runner).changed is True
     before = snapshot(tmp_path / "web")
-    assert {"streams/stable.json", "streams/stable.json.sig", *(f"releases/1.0/{name}" for name in work.FILES)} <= set(
+    assert {"streams/stable.json", "streams/stable.json.sig", *(f"releases/1.0/{name}" for name in work.PUBLISHED)} <= set(
         before
     )
     pointer = parse_stream(before["streams/stable.json"])

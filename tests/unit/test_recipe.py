@@ -103,7 +103,7 @@ def test_all_faults_at_once_with_lines() -> None:
         '[[files]]\npath = "/var/x"\nmode = 0o4755\ncontent = ""\nsource = "x"\n[units]\nenable = "ssh.service"\n'
     )
     assert faults_of(text) == [
-        "r.toml:1 name: 'Box' is not a name (a-z, 0-9, -)",
+        "r.toml:1 name: 'Box' is not a name (a-z, 0-9, -; not zz…)",
         "r.toml:2 pakages: unknown key; did you mean 'packages'?",
         "r.toml:3 recommends: must be a boolean, is a string",
         "r.toml:4 packages[1]: '-bad' is not a package name (name or name=version)",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -72,13 +73,13 @@ def tools() -> Tools:
     return ensure(cache_directory(), NullMonitor())
 
 
-def make_uki(tools: Tools, work: Path, seed: int, manifest: Manifest) -> Path:
+def make_ukis(tools: Tools, work: Path, seed: int, manifest: Manifest) -> tuple[Path, Path]:
     work.mkdir(parents=True)
     shutil.copy(tools.root / LOADER, work / "vmlinuz")
     os.utime(work / "vmlinuz", (seed, seed))
     initrd.write_initrd(tools, initrd.members(make_tree(work / "tree", seed), KERNEL, KEYCHAIN), work / "initrd")
     line = uki.command_line(manifest.image_digest, manifest.number, ["tty0"], ["quiet"])
-    return uki.write_uki(
+    return uki.write_pair(
         tools, work, kernel=work / "vmlinuz", uname=KERNEL, initrd=work / "initrd", line=line,
         release=uki.os_release("server", "1.0"),
     )  # fmt: skip
@@ -107,7 +108,7 @@ def unsigned(tools: Tools, signers: dict[str, Signer], tmp_path: Path) -> Callab
         number = next(count)
         if number > 1:
             time.sleep(1.1)  # a time stamp of seconds would show
-        built = make_uki(tools, tmp_path / f"work-{number}" / ("x" * number), number, value)
+        built = make_ukis(tools, tmp_path / f"work-{number}" / ("x" * number), number, value)
         files = [(f"release-{each}.der", signers[each].certificate_der()) for each in ("one", "two")]
         signing.write_unsigned(release, value, built, files)
         return release
@@ -120,7 +121,7 @@ def test_kernel_images_are_equal_apart_from_the_signature(
     tools: Tools, signers: dict[str, Signer], unsigned: Callable[[str], Path], tmp_path: Path
 ) -> None:
     first, second = unsigned("first"), unsigned("second")
-    names = (signing.UNSIGNED_UKI, signing.UNSIGNED, "image")
+    names = (signing.UNSIGNED_UKI, signing.UNSIGNED_RESCUE, signing.UNSIGNED, "image")
     assert [(first / name).read_bytes() for name in names] == [(second / name).read_bytes() for name in names]
     for release, signer in ((first, "one"), (second, "two")):
         manifest = signing.sign_release(tools, release, signers[signer])
@@ -128,20 +129,24 @@ def test_kernel_images_are_equal_apart_from_the_signature(
             "image",
             "manifest.json",
             "manifest.json.sig",
+            "rescue.efi",
             "uki.efi",
         ]
         data = (release / "manifest.json").read_bytes()
         assert parse_manifest(data) == manifest
         keychain = Keychain.from_files({f"release-{signer}.der": signers[signer].certificate_der()}, "here")
         assert verify_document(data, (release / "manifest.json.sig").read_bytes(), keychain=keychain).ok
-        assert len((release / "uki.efi").read_bytes()) == manifest.uki.size
         (tmp_path / f"{signer}.pem").write_bytes(signers[signer].certificate_pem())
-        check: list[Argument] = ["sbverify", "--cert", tmp_path / f"{signer}.pem", release / "uki.efi"]
-        assert tools.run(check, ro_binds=[tmp_path], check=False).status == 0
-    assert (first / "uki.efi").read_bytes() != (second / "uki.efi").read_bytes()
-    for release in (first, second):
-        tools.run(["sbattach", "--remove", release / "uki.efi"], binds=[release])
-    assert (first / "uki.efi").read_bytes() == (second / "uki.efi").read_bytes()
+        for name, said in (("uki.efi", manifest.uki), ("rescue.efi", manifest.rescue)):
+            content = (release / name).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (said.size, said.sha256)
+            check: list[Argument] = ["sbverify", "--cert", tmp_path / f"{signer}.pem", release / name]
+            assert tools.run(check, ro_binds=[tmp_path], check=False).status == 0
+    for name in ("uki.efi", "rescue.efi"):
+        assert (first / name).read_bytes() != (second / name).read_bytes()
+        for release in (first, second):
+            tools.run(["sbattach", "--remove", release / name], binds=[release])
+        assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
 @pytest.mark.build
@@ -163,6 +168,17 @@ def test_what_does_not_belong_together_is_not_signed(
     assert faults("image", good["image"] + b"x") == ("image: not the one that the manifest names",)
     other = good[signing.UNSIGNED_UKI]
     assert faults(signing.UNSIGNED_UKI, other[:-1] + b"y")[0].endswith("not the one that the manifest names")
+    # The normal image in the rescue one's place, and the other way round, each with a manifest that says so.
+    for file, other_file, told in (
+        (signing.UNSIGNED_RESCUE, signing.UNSIGNED_UKI, manifest._replace(rescue=manifest.uki)),
+        (signing.UNSIGNED_UKI, signing.UNSIGNED_RESCUE, manifest._replace(uki=manifest.rescue)),
+    ):
+        (release / file).write_bytes(good[other_file])
+        named = faults(signing.UNSIGNED, serialize_manifest(told))
+        assert any("rescue image" in one for one in named), named
+        assert any("it is a rescue image" in one for one in named) == (file == signing.UNSIGNED_UKI), named
+        assert not any("the one that the manifest names" in one for one in named), named
+        (release / file).write_bytes(good[file])
     for number in (manifest.number + 1, 1, 100):
         assert "another number" in faults(signing.UNSIGNED, serialize_manifest(manifest._replace(number=number)))[0]
     assert faults(signing.UNSIGNED, serialize_manifest(manifest._replace(image_digest="0" * 64)))

@@ -41,9 +41,10 @@ def keychain(lab: Lab) -> Keychain:
 
 
 def equip(lab: Lab, value: Manifest) -> None:
-    """The copy of the boot image beside the manifest, as a disk has it."""
+    """The copies of the boot images beside the manifest, as a disk has them."""
     found = next((lab.sysroot.esp / "EFI/Linux").glob(f"freehold-{value.version}-{value.id}*.efi"))
     shutil.copyfile(found, lab.sysroot.deployments / value.id / "uki.efi")
+    shutil.copyfile(lab.rescue(value), lab.sysroot.deployments / value.id / "rescue.efi")
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_a_wiped_boot_partition_is_made_again(machine: Lab, good_loader: Path) -
     assert esp.plan(machine.sysroot, keychain(machine), good_loader).steps == ()
 
 
-@pytest.mark.parametrize("at", range(7))
+@pytest.mark.parametrize("at", range(9))
 def test_a_cut_while_repairing_leaves_no_boot_loader_before_its_entries(
     machine: Lab, good_loader: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,12 +124,14 @@ def test_a_cut_while_repairing_leaves_no_boot_loader_before_its_entries(
     else:
         esp.carry_out(machine.sysroot.esp, wanted)
     if any((machine.sysroot.esp / name).exists() for name in esp.LOADERS):
-        assert len(esp.entries(machine.sysroot.esp)) == 2
+        assert len(esp.entries(machine.sysroot.esp)) == len(loader.rescues(machine.sysroot.esp)) == 2
     for entry in esp.entries(machine.sysroot.esp):
         path = machine.sysroot.esp / "EFI/Linux" / entry.name
         known = machine.sysroot.deployment(entry.id)
         assert known is not None
         assert esp.sha256(path, 1 << 30) == known.manifest.uki.sha256
+        # Its rescue entry was there before it.
+        assert esp.sha256(machine.rescue(known.manifest), 1 << 30) == known.manifest.rescue.sha256
     monkeypatch.setattr(loader, "move", real)
     esp.carry_out(machine.sysroot.esp, esp.plan(machine.sysroot, keychain(machine), good_loader))
     assert esp.plan(machine.sysroot, keychain(machine), good_loader).steps == ()
@@ -145,6 +148,29 @@ def test_a_damaged_boot_image_keeps_its_place(machine: Lab) -> None:
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_rescue_entry_comes_back(machine: Lab, damage: str) -> None:
+    path = machine.rescue(machine.running)
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    wanted = esp.plan(machine.sysroot, keychain(machine), None)
+    assert [(step.target, step.why) for step in wanted.steps if step.target.startswith("EFI/Linux")] == [
+        (f"EFI/Linux/{path.name}", f"the rescue image of 1.0 is {'missing' if damage == 'missing' else 'damaged'}")
+    ]
+    esp.carry_out(machine.sysroot.esp, wanted)
+    assert path.read_bytes() == whole
+    # From its own copy only, never from the boot image's.
+    copy = machine.sysroot.deployments / machine.running.id / "rescue.efi"
+    shutil.copyfile(copy.with_name("uki.efi"), copy)
+    path.unlink()
+    wanted = esp.plan(machine.sysroot, keychain(machine), None)
+    assert any("no sound copy of its rescue image" in text for text in wanted.complaints)
+    assert not any(step.target.startswith("EFI/Linux") for step in wanted.steps)
+
+
 def test_nothing_unsigned_comes_onto_the_boot_partition(machine: Lab, good_loader: Path) -> None:
     """A copy that was changed, and a manifest that was changed to fit it."""
     wipe(machine)
@@ -152,17 +178,17 @@ def test_nothing_unsigned_comes_onto_the_boot_partition(machine: Lab, good_loade
     (directory / "uki.efi").write_bytes(b"MZ evil")
     wanted = esp.plan(machine.sysroot, keychain(machine), good_loader)
     assert any("no sound copy" in text for text in wanted.complaints)
-    assert sum(step.target.startswith("EFI/Linux") for step in wanted.steps) == 1
+    assert sum(step.target.startswith("EFI/Linux") for step in wanted.steps) == 3
     value = json.loads((directory / "manifest.json").read_text())
     value["uki"].update(sha256=esp.sha256(directory / "uki.efi", 1 << 20), size=7)
     (directory / "manifest.json").write_text(json.dumps(value, sort_keys=True, separators=(",", ":")))
     wanted = esp.plan(machine.sysroot, keychain(machine), good_loader)
     assert any("is not believed" in text for text in wanted.complaints)
-    assert sum(step.target.startswith("EFI/Linux") for step in wanted.steps) == 1
+    assert sum(step.target.startswith("EFI/Linux") for step in wanted.steps) == 2
     # The control: signed by the release key, the same bytes go there.
     signature = key("release", "vendor").sign((directory / "manifest.json").read_bytes())
     (directory / "manifest.json.sig").write_bytes(signature)
-    assert sum(s.target.startswith("EFI/Linux") for s in esp.plan(machine.sysroot, keychain(machine), good_loader).steps) == 2
+    assert sum(s.target.startswith("EFI/Linux") for s in esp.plan(machine.sysroot, keychain(machine), good_loader).steps) == 4
 
 
 def test_a_link_is_no_boot_image(machine: Lab, good_loader: Path) -> None:
@@ -218,7 +244,7 @@ def made_stick(tmp_path: Path, prefix: list[str] | None) -> Source:
     value = write_release(tmp_path / "scratch", "1.5", 1500, commit=commit)
     directory = lab.sysroot.deployments / value.id
     directory.mkdir(parents=True)
-    for name in ("manifest.json", "manifest.json.sig", "uki.efi"):
+    for name in ("manifest.json", "manifest.json.sig", "uki.efi", "rescue.efi"):
         shutil.copyfile(tmp_path / "scratch" / name, directory / name)
     shutil.copyfile(tmp_path / "scratch/image", lab.sysroot.images / value.image_digest)
     (lab.sysroot.images / value.image_digest).chmod(0o444)
@@ -272,6 +298,7 @@ def test_install_makes_the_sticks_release_boot_next(broken: Lab, real_stick: Sou
     entry = install.install(broken.sysroot, stick, MONITOR)
     wanted = stick.deployment.manifest
     assert (entry.id, entry.left) == (wanted.id, 3)
+    assert esp.sha256(broken.rescue(wanted), 1 << 30) == wanted.rescue.sha256
     assert loader.listing(broken.sysroot.esp)[0] == entry
     assert broken.sysroot.verity.measure(broken.sysroot.images / wanted.image_digest) == bytes.fromhex(wanted.image_digest)
     assert content.references(broken.sysroot) == {wanted.id}
@@ -283,6 +310,12 @@ def test_install_makes_the_sticks_release_boot_next(broken: Lab, real_stick: Sou
     assert {name: after.get(name) for name in kept} == kept
     # Again: nothing more to do, nothing changed.
     assert install.install(broken.sysroot, stick, MONITOR).id == wanted.id
+    # Again, with only the rescue entry lost; another deployment's stays lost.
+    broken.rescue(wanted).unlink()
+    broken.rescue(broken.running).unlink()
+    install.install(broken.sysroot, stick, MONITOR)
+    assert esp.sha256(broken.rescue(wanted), 1 << 30) == wanted.rescue.sha256
+    assert not broken.rescue(broken.running).exists()
 
 
 def test_install_wins_over_a_newer_one_that_boots(broken: Lab, stick: Source) -> None:
@@ -324,10 +357,13 @@ def test_a_damaged_image_is_renewed(broken: Lab, stick: Source) -> None:
 
 
 def test_a_stick_whose_parts_do_not_fit_installs_nothing(stick: Source, broken: Lab) -> None:
-    uki = stick.sysroot.deployments / stick.deployment.id / "uki.efi"
-    uki.write_bytes(uki.read_bytes() + b"x")
-    with pytest.raises(VerificationError, match="not the boot image"):
-        install.source_of(stick.sysroot)
+    for name in ("uki.efi", "rescue.efi"):
+        path = stick.sysroot.deployments / stick.deployment.id / name
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"x")
+        with pytest.raises(VerificationError, match="not the boot image"):
+            install.source_of(stick.sysroot)
+        path.write_bytes(whole)
     image = stick.sysroot.images / stick.deployment.manifest.image_digest
     image.chmod(0o644)
     image.write_bytes(b"other")
@@ -377,7 +413,7 @@ def bootable(lab: Lab) -> set[str]:
     return good
 
 
-@pytest.mark.parametrize("stop", [*range(22)])
+@pytest.mark.parametrize("stop", [*range(24)])
 def test_every_cut_of_an_adoption_leaves_a_machine_that_is_whole_and_not_open(
     broken: Lab, stick: Source, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,7 +437,7 @@ def test_every_cut_of_an_adoption_leaves_a_machine_that_is_whole_and_not_open(
         assert loader.listing(broken.sysroot.esp)[0].id == stick.deployment.id
         assert (broken.sysroot.root / "owner/etc/0/upper/hostname").read_text() == "attic\n"
     # The parameters go as far as there are steps.
-    assert finished if stop == 21 else finished or len(done) == stop
+    assert finished if stop == 23 else finished or len(done) == stop
     # The next try goes on from there.
     install.install(broken.sysroot, stick, MONITOR)
     install.adopt(broken.sysroot, MONITOR, with_tree, factory=broken.root / "factory")

@@ -35,8 +35,9 @@ class Bench:
         self.fat = True
         self.made_fat = 0
         for lab, version in ((self.machine, "1.0"), (self.stick, "1.0")):
-            (uki,) = (path for path in (lab.sysroot.esp / "EFI/Linux").iterdir() if version in path.name)
+            (uki,) = (lab.sysroot.esp / "EFI/Linux" / name for name in lab.entries() if version in name)
             shutil.copyfile(uki, lab.sysroot.deployments / lab.running.id / "uki.efi")
+            shutil.copyfile(lab.rescue(lab.running), lab.sysroot.deployments / lab.running.id / "rescue.efi")
             for loader_name in esp.LOADERS:
                 path = lab.sysroot.esp / loader_name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ class Bench:
         value = write_release(tmp_path / "new", "1.5", 1500)
         directory = self.stick.sysroot.deployments / value.id
         directory.mkdir()
-        for name in ("manifest.json", "manifest.json.sig", "uki.efi"):
+        for name in ("manifest.json", "manifest.json.sig", "uki.efi", "rescue.efi"):
             shutil.copyfile(tmp_path / "new" / name, directory / name)
         shutil.copyfile(tmp_path / "new/image", self.stick.sysroot.images / value.image_digest)
         (self.stick.sysroot.images / value.image_digest).chmod(0o444)
@@ -138,7 +139,8 @@ def test_repair_of_a_wiped_boot_partition(bench: Bench, monkeypatch: pytest.Monk
 def test_no_empty_file_system_is_made_for_nothing(bench: Bench) -> None:
     """A wiped boot partition and no boot image that could be believed: what a better tool may read stays."""
     bench.wipe()
-    (bench.machine.sysroot.deployments / bench.machine.running.id / "uki.efi").write_bytes(b"MZ other")
+    for name in ("uki.efi", "rescue.efi"):
+        (bench.machine.sysroot.deployments / bench.machine.running.id / name).write_bytes(b"MZ other")
     with pytest.raises(FreeholdError, match="nothing was done"):
         go("repair-esp", "--yes")
     assert bench.made_fat == 0

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab_release import Lab, UserVerity, manifest, real_ostree, write_release
+from lab_release import Lab, UserVerity, manifest, real_ostree, rescue_image, write_release
 
 from freehold.device import content, loader, prune, stage, upgrade
 from freehold.device.loader import Entry
@@ -21,6 +21,7 @@ from freehold.errors import BusyError, FreeholdError, InputError, NotHereError, 
 from freehold.monitor import NullMonitor
 from freehold.report import Report
 from freehold.server.serve import Server
+from freehold.update import parts
 
 MONITOR = NullMonitor()
 
@@ -60,6 +61,8 @@ def test_upgrade(lab: Lab) -> None:
     ]
     served = (lab.web / "releases/2.0/uki.efi").read_bytes()
     assert (lab.sysroot.esp / f"EFI/Linux/freehold-2.0-{new.id}+3.efi").read_bytes() == served
+    assert lab.rescue(new).read_bytes() == rescue_image(served)
+    assert (lab.sysroot.deployments / new.id / "rescue.efi").read_bytes() == rescue_image(served)
     assert (lab.sysroot.images / new.image_digest).read_bytes() == (lab.web / "releases/2.0/image").read_bytes()
     assert new.id in content.references(lab.sysroot)
     assert [event["event"] for event in history(lab.sysroot)] == ["staged"]
@@ -70,14 +73,14 @@ def test_upgrade(lab: Lab) -> None:
 
 def test_check_preview_and_download_only_change_no_boot_entry(lab: Lab) -> None:
     new = lab.release("2.0", 2000)
-    before = lab.entries()
+    before = lab.entries(), lab.rescues()
     assert go(lab, "check").data["verdict"] == "new"
     assert not (lab.sysroot.deployments / new.id).exists()
     preview = go(lab, "preview")
     assert preview.data["packages"] == {"added": [], "removed": [], "changed": [["base-files", "1.0", "2.0"]]}
     assert "base-files 1.0 -> 2.0" in preview.text
     assert go(lab, "download").data["downloaded"] is True
-    assert lab.entries() == before
+    assert (lab.entries(), lab.rescues()) == before
     assert lab.sysroot.deployment(new.id) is not None
     go(lab)
     assert loader.listing(lab.sysroot.esp)[0].id == new.id
@@ -137,21 +140,39 @@ def test_another_genuine_manifest_in_its_place(lab: Lab) -> None:
         go(lab)
 
 
-@pytest.mark.parametrize("file", ["image", "uki.efi"])
+@pytest.mark.parametrize("file", ["image", "uki.efi", "rescue.parts"])
 def test_swapped_files_are_refused(lab: Lab, file: str) -> None:
     new = lab.release("2.0", 2000)
     path = lab.web / "releases/2.0" / file
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     before = lab.entries()
-    with pytest.raises(VerificationError, match="not the"):
+    with pytest.raises(VerificationError, match=r"not (the|usable)"):
         go(lab)
     assert lab.entries() == before
     assert lab.sysroot.deployment(new.id) is None
-    assert not (lab.sysroot.images / new.image_digest).exists() or file == "uki.efi"
+    assert not (lab.sysroot.images / new.image_digest).exists() or file != "image"
     path.write_bytes(good)
     go(lab)
     assert loader.listing(lab.sysroot.esp)[0].id == new.id
+
+
+@pytest.mark.parametrize("evil", [b"MZ evil", b"", b"x" * 100_000])
+def test_parts_of_another_rescue_image_are_refused(lab: Lab, evil: bytes) -> None:
+    """Sound parts that make the right number of bytes, or another, out of the right image."""
+    new = lab.release("2.0", 2000)
+    path = lab.web / "releases/2.0/rescue.parts"
+    good = path.read_bytes()
+    uki = (lab.web / "releases/2.0/uki.efi").read_bytes()
+    for wanted in (evil, evil.ljust(new.rescue.size, b"x")[: new.rescue.size]):
+        path.write_bytes(parts.describe(uki, wanted))
+        with pytest.raises(VerificationError):
+            go(lab)
+        assert lab.sysroot.deployment(new.id) is None
+        assert not (lab.sysroot.deployments / new.id / "rescue.efi").exists()
+    path.write_bytes(good)
+    go(lab)
+    assert lab.rescue(new).exists()
 
 
 def test_one_at_a_time(lab: Lab) -> None:
@@ -250,6 +271,8 @@ def check_bootable(lab: Lab, new_id: str) -> None:
         uki = (lab.sysroot.esp / "EFI/Linux" / entry.name).read_bytes()
         assert len(uki) == deployment.manifest.uki.size
         assert stage._sha256(lab.sysroot.esp / "EFI/Linux" / entry.name) == deployment.manifest.uki.sha256
+        # The rescue entry was there first.
+        assert stage._sha256(lab.rescue(deployment.manifest)) == deployment.manifest.rescue.sha256
         image = lab.sysroot.images / deployment.manifest.image_digest
         assert lab.sysroot.verity.measure(image) == bytes.fromhex(deployment.manifest.image_digest)
         if entry.id == new_id:
@@ -337,6 +360,7 @@ def test_the_kernel_is_flushed_before_it_is_named(lab: Lab, monkeypatch: pytest.
     monkeypatch.setattr(os, "rename", seen_rename)
     go(lab)
     assert (f"freehold-2.0-{new.id}+3.efi", True) in named
+    assert (lab.rescue(new).name, True) in named
     assert (new.image_digest, True) in named
     assert all(was for _, was in named)
 
@@ -349,15 +373,23 @@ def test_cleanup_and_cuts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     left = lab.sysroot.esp / loader.LINUX / f"freehold-3-{'3' * 16}+3.efi"
     left.touch()
     assert left.name not in {entry.name for entry in loader.listing(lab.sysroot.esp)}
+    lost = left.with_name(f"freehold-rescue-3-{'3' * 16}.efi")
+    lost.touch()
+    alone = left.with_name(f"freehold-rescue-0.1-{'1' * 16}.efi")
+    alone.write_bytes(b"MZ of a deployment that is gone")
+    assert [entry.name for entry in loader.rescues(lab.sysroot.esp)] == [name for name in lab.rescues() if name != lost.name]
 
     def check() -> None:
-        for entry in loader.listing(lab.sysroot.esp):
-            deployment = lab.sysroot.deployment(entry.id)
-            assert deployment is not None
-            assert (lab.sysroot.images / deployment.manifest.image_digest).exists()
+        for entry in loader.both(loader.listing(lab.sysroot.esp), loader.rescues(lab.sysroot.esp)):
+            if entry.name != alone.name:
+                deployment = lab.sysroot.deployment(entry.id)
+                assert deployment is not None
+                assert (lab.sysroot.images / deployment.manifest.image_digest).exists()
 
     assert run_cuts(lab, monkeypatch, lambda: upgrade.cleanup(lab.sysroot, MONITOR), check) > 15
     assert not left.exists()
+    assert not lost.exists()
+    assert lab.rescues() == sorted(lab.rescue(value).name for value in (lab.running, kept))
     assert {entry.id for entry in loader.listing(lab.sysroot.esp)} == {lab.running.id, kept.id}
     assert content.references(lab.sysroot) == {lab.running.id, kept.id}
     assert {path.name for path in lab.sysroot.images.iterdir()} == {lab.running.image_digest, kept.image_digest}
@@ -407,6 +439,28 @@ def test_rollback_report(lab: Lab) -> None:
     report = upgrade.rollback(lab.sysroot, MONITOR)
     assert report.data["next"] == {"version": "0.9", "id": old.id}
     assert loader.listing(lab.sysroot.esp)[0].id == old.id
+
+
+def test_rollback_leaves_rescue_entries_alone(lab: Lab) -> None:
+    lab.install("0.9", 900)
+    before = lab.rescues()
+    for _ in range(2):
+        upgrade.rollback(lab.sysroot, MONITOR)
+        assert lab.rescues() == before
+
+
+def test_room_for_both_kernels(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = lab.release("2.0", 2000)
+    need = new.uki.size + new.rescue.size + stage.ESP_RESERVE
+    free = need - 1
+    monkeypatch.setattr(prune, "free_bytes", lambda path: free if path == lab.sysroot.esp else 1 << 40)
+    before = lab.entries(), lab.rescues()
+    with pytest.raises(FreeholdError, match="no room"):
+        go(lab)
+    assert (lab.entries(), lab.rescues()) == before
+    free = need
+    go(lab)
+    assert lab.rescue(new).exists()
 
 
 def test_a_foreign_machine(lab: Lab) -> None:

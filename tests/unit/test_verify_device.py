@@ -28,6 +28,7 @@ from freehold.keys.verity import digest_bytes
 from freehold.lock import intent
 from freehold.monitor import NullMonitor
 from freehold.report import Report
+from freehold.update import rescue_entry
 
 MACHINE_ID = "0123456789abcdef" * 2
 
@@ -68,17 +69,17 @@ def lock(lab: VerifyLab, wanted: intent.Lock = "locked", *, signer: Key | None =
 
 
 def uki(lab: VerifyLab) -> Path:
-    (path,) = (lab.sysroot.esp / "EFI/Linux").glob(f"*{lab.running.id}*.efi")
-    return path
+    (name,) = (name for name in lab.entries() if lab.running.id in name)
+    return lab.sysroot.esp / "EFI/Linux" / name
 
 
 def test_a_whole_machine(lab: VerifyLab) -> None:
     report = check(lab)
     assert rows(report) == []
     assert report.status == 0
-    # Three objects, the image, the kernel.
-    assert report.data["files"] == 5
-    sizes = 5000 * len("abshared") + lab.running.image_size + lab.running.uki.size
+    # Three objects, the image, the kernel, the rescue kernel.
+    assert report.data["files"] == 6
+    sizes = 5000 * len("abshared") + lab.running.image_size + lab.running.uki.size + lab.running.rescue.size
     assert report.data["bytes"] == sizes
     assert sorted(one["check"] for one in rows(report, "note")) == ["etc-open", "secure-boot"]
     deployments = report.data["deployments"]
@@ -228,7 +229,46 @@ def test_a_kernel_of_a_deployment_that_is_gone(lab: VerifyLab) -> None:
     for path in (lab.sysroot.deployments / old.id).iterdir():
         path.unlink()
     (lab.sysroot.deployments / old.id).rmdir()
-    assert deviations(lab) == [("boot", "entry-without-deployment")]
+    assert deviations(lab) == [("boot", "entry-without-deployment")] * 2
+
+
+def test_the_rescue_kernel_was_changed(lab: VerifyLab) -> None:
+    path = lab.rescue(lab.running)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"x")
+    assert deviations(lab) == [(lab.running.id, "uki-bytes")]
+    path.write_bytes(uki(lab).read_bytes())  # the normal image under the rescue's name
+    assert deviations(lab) == [(lab.running.id, "uki-bytes")]
+    path.write_bytes(program(sealed_line("e" * 64)))
+    assert deviations(lab) == [(lab.running.id, "uki-bytes"), (lab.running.id, "uki-image")]
+    path.write_bytes(b"")
+    assert deviations(lab) == [(lab.running.id, "rescue-missing")]
+    assert ("boot", "leftover") in [(one["where"], one["check"]) for one in rows(check(lab), "note")]
+    path.unlink()
+    assert deviations(lab) == [(lab.running.id, "rescue-missing")]
+    path.with_name(path.name.replace("1.0", "9.0")).write_bytes(whole)
+    assert deviations(lab) == [(lab.running.id, "entry-version")]
+
+
+def test_a_rescue_kernel_alone(lab: VerifyLab) -> None:
+    """What a cut between the two copies leaves: a deployment that waits, and its rescue entry."""
+    waiting = lab.install("2.0", 2000)
+    lab.fill(waiting, "shared")
+    (lab.sysroot.esp / f"EFI/Linux/freehold-2.0-{waiting.id}.efi").unlink()
+    lab.put(lab.sysroot.deployments / waiting.id / "uki.efi", "downloaded")
+    assert deviations(lab) == []
+    lab.rescue(waiting).write_bytes(b"garbage")
+    assert deviations(lab) == [(waiting.id, "uki-format")]
+
+
+def test_a_machine_that_was_started_by_the_rescue_entry(lab: VerifyLab) -> None:
+    line = sealed_line(lab.running.image_digest)
+    (lab.sysroot.system / "proc/cmdline").write_text(f"{rescue_entry.line(line)}\n")
+    assert deviations(lab) == []
+    (lab.sysroot.system / "proc/cmdline").write_text(f"{rescue_entry.line(line)} init=/bin/sh\n")
+    assert deviations(lab) == [("machine", "command-line")]
+    (lab.sysroot.system / "proc/cmdline").write_text(f"{line} freehold.rescue\n")
+    assert deviations(lab) == [("machine", "command-line")]
 
 
 @pytest.mark.parametrize(
@@ -521,7 +561,7 @@ def test_any_number_of_threads_gives_the_same_report(lab: VerifyLab, jobs: int) 
         lab.object(f"file{number}").unlink()
     report = check(lab, jobs=jobs)
     assert [one["object"].split()[0] for one in rows(report)] == sorted(f"/usr/file{number}" for number in range(0, 60, 7))
-    assert report.data["files"] == 62
+    assert report.data["files"] == 63
 
 
 def test_a_fault_of_ours_is_not_swallowed() -> None:

@@ -48,7 +48,7 @@ def lock_of(stage: Stage) -> dict[str, object]:
 
 def to_rescue(stage: Stage) -> None:
     """Reboot into the rescue entry and wait for its console."""
-    stage.guest("python3", "-c", CHOOSE.format("*@rescue"))
+    stage.guest("python3", "-c", CHOOSE.format("freehold-rescue-*"))
     stage.reboot()
     assert record_of(stage)["rescue"] is True
     wait_for(stage, "rescue>")
@@ -182,7 +182,7 @@ def test_secure_boot_off_boots_and_says_so_everywhere(reference: Reference, lock
 
 
 def test_the_menu_offers_the_rescue_entry(reference: Reference) -> None:
-    """A key held down while the machine starts shows the menu; the rescue entry is the second."""
+    """A key held down while the machine starts shows the menu; the rescue entry is the second, behind the only deployment."""
     stage = reference.stage
     stage.freehold("vm", "stop", stage.name, "--hard", check=False)
     stage.freehold("vm", "start", reference.overlay("menu"), "--name", stage.name, "--no-wait")
@@ -196,6 +196,23 @@ def test_the_menu_offers_the_rescue_entry(reference: Reference) -> None:
     time.sleep(0.5)
     vm.key("enter")
     vm.wait_answer(300)
+    assert record_of(stage)["rescue"] is True
+
+
+def test_when_every_deployment_is_bad_the_rescue_entry_starts_by_itself(reference: Reference) -> None:
+    reference.start(reference.overlay("bad"), timeout=300)
+    stage = reference.stage
+    assert record_of(stage)["rescue"] is False
+    stage.shell(
+        'for f in /efi/EFI/Linux/freehold-[0-9]*.efi; do b=${f%.efi}; mv "$f" "${b%%+*}+0-3.efi"; done; '
+        "sync -f /efi; ls /efi/EFI/Linux"
+    )
+    stage.reboot()
+    assert record_of(stage)["rescue"] is True
+    # It is no deployment of its own, and has no tries: it is there as long as it is needed.
+    status = json.loads(stage.guest("freehold", "status", "--json").stdout)
+    assert [one["version"] for one in status["deployments"]] == ["1"]
+    stage.reboot()
     assert record_of(stage)["rescue"] is True
 
 

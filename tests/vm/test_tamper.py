@@ -86,7 +86,7 @@ def esp_file(reference: Reference, disk: Path) -> tuple[str, Path]:
     tools = ensure(cache_directory(), NullMonitor())
     device = f"{disk}@@{ALIGNMENT}"
     listing = tools.run(["mdir", "-b", "-i", device, "::/EFI/Linux"], binds=[disk.parent]).text
-    name = listing.split()[0]
+    (name,) = (one for one in listing.split() if "freehold-rescue-" not in one)
     local = reference.stage.path("uki.tampered")
     tools.run(["mcopy", "-n", "-o", "-i", device, name, local], binds=[disk.parent])
     return name, local

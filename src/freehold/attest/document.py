@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from freehold.attest import eventlog, tpm, userlog
+from freehold.attest import eventlog, measured, tpm, userlog
 from freehold.errors import InputError
 from freehold.keys.formats import MAX_REVOKED_BYTES
 from freehold.keys.verify import MAX_CERTIFICATE_BYTES, MAX_CERTIFICATES
@@ -56,7 +56,10 @@ class Attestation:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the machine says beside the quote. ``boot`` and ``guard`` are its own account, nothing measures them."""
+    """What the machine says beside the quote. ``boot`` and ``guard`` are its own account, nothing measures them.
+
+    ``measured`` is the text that the early step measured; ``None`` where it did not.
+    """
 
     time: int
     machine: str
@@ -69,6 +72,7 @@ class Evidence:
     intent: bytes | None
     boot: Mapping[str, object]
     guard: Mapping[str, object]
+    measured: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,11 @@ class Endorsement:
 
 @dataclass(frozen=True)
 class Identity:
-    """A machine as its owner trusted it. ``variables``: SHA-256 of PK, KEK and db; ``programs``: as in PCR 4."""
+    """A machine as its owner trusted it. ``variables``: SHA-256 of PK, KEK and db; ``programs``: as in PCR 4.
+
+    ``measures``: its early step reaches the TPM, so that PCR 15 begins with its text. On a machine where it does not,
+    root of the running system is the first, and could measure any text.
+    """
 
     machine: str
     time: int
@@ -92,6 +100,7 @@ class Identity:
     programs: tuple[bytes, ...]
     variables: Mapping[str, bytes]
     keychain: Mapping[str, bytes]
+    measures: bool = False
 
 
 def qualifying(nonce: bytes, evidence: bytes) -> bytes:
@@ -139,6 +148,7 @@ def serialize_evidence(value: Evidence) -> bytes:
         "firmware_log": _b64(value.firmware_log), "system_log": _b64(value.system_log), "ima_log": _b64(value.ima_log),
         "manifest": _b64(value.manifest), "manifest_signature": _b64(value.manifest_signature),
         "intent": None if value.intent is None else _b64(value.intent), "boot": value.boot, "guard": value.guard,
+        "measured": None if value.measured is None else _b64(value.measured),
     })  # fmt: skip
 
 
@@ -146,12 +156,14 @@ def parse_evidence(data: bytes) -> Evidence:
     """Read the evidence; :class:`InputError` lists every fault."""
     reader = _Reader(data, "the evidence", MAX_EVIDENCE_BYTES, EVIDENCE_FORMAT)
     has_intent = reader.fields.get("intent") is not None
+    has_measured = reader.fields.get("measured") is not None
     result = Evidence(
         reader.number("time"), reader.text("machine", _MACHINE), reader.line("command_line", MAX_COMMAND_LINE),
         reader.binary("firmware_log", eventlog.MAX_LOG_BYTES), reader.binary("system_log", userlog.MAX_LOG_BYTES),
         reader.binary("ima_log", userlog.MAX_LOG_BYTES), reader.binary("manifest", MANIFEST_LIMIT),
         reader.binary("manifest_signature", SIGNATURE_LIMIT),
         reader.binary("intent", MAX_SIGNED_BYTES) if has_intent else None, reader.account("boot"), reader.account("guard"),
+        reader.binary("measured", measured.MAX_BYTES) if has_measured else None,
     )  # fmt: skip
     reader.finish()
     return result
@@ -168,7 +180,7 @@ def serialize_identity(value: Identity) -> bytes:
         "firmware": {str(pcr): one.hex() for pcr, one in value.firmware.items()},
         "programs": [one.hex() for one in value.programs],
         "variables": {name: one.hex() for name, one in value.variables.items()},
-        "keychain": {name: _b64(one) for name, one in value.keychain.items()},
+        "keychain": {name: _b64(one) for name, one in value.keychain.items()}, "measures": value.measures,
     }, indent=1)  # fmt: skip
 
 
@@ -186,6 +198,7 @@ def parse_identity(data: bytes) -> Identity:
         reader.text("machine", _MACHINE), reader.number("time"), reader.binary("key", tpm.MAX_PUBLIC_BYTES),
         tuple(reader.endorsements()), {int(pcr): one for pcr, one in firmware.items()}, tuple(found),
         reader.digests("variables", VARIABLES), reader.files("keychain"),
+        reader.fields.get("measures") is True,
     )  # fmt: skip
     reader.finish()
     return result

@@ -12,7 +12,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
-from freehold.attest import boot, document, eventlog, owner, tpm, userlog
+from freehold.attest import boot, document, eventlog, measured, owner, tpm, userlog
 from freehold.attest.document import Attestation, Evidence, Identity
 from freehold.attest.pe import Program
 from freehold.attest.verdict import Verdict
@@ -56,7 +56,7 @@ def judge(
         faults = error.faults if isinstance(error, InputError) else ()
         verdict.refused("evidence", f"it cannot be read: {'; '.join((str(error), *faults))}")
         return verdict
-    _replay(verdict, attestation, events, locality, records, has_ima=bool(evidence.ima_log))
+    _replay(verdict, attestation, evidence, events, locality, records)
     _contents(verdict, events)
     _judged(verdict, attestation, evidence, events, records, identity, keychain, release)
     return verdict
@@ -83,7 +83,9 @@ def _judged(
     image = owner.command_line(verdict, evidence, sections, program)
     owner.release(verdict, evidence, image, keychain, release.sha256 if release else None)
     owner.machine(verdict, evidence, identity)
-    owner.lock(verdict, evidence, keychain)
+    owner.signed_intent(verdict, evidence, keychain)
+    fault = measured.fault(evidence.measured, events, records) if evidence.measured is not None else ""
+    owner.lock(verdict, evidence, image, identity, fault)
     owner.account(verdict, evidence)
 
 
@@ -140,18 +142,20 @@ def _whose_word(verdict: Verdict, attestation: Attestation, nonce: bytes, identi
 def _replay(
     verdict: Verdict,
     attestation: Attestation,
+    evidence: Evidence,
     events: tuple[eventlog.Event, ...],
     locality: int,
     records: tuple[userlog.Record, ...],
-    *,
-    has_ima: bool,
 ) -> None:
-    """Do the logs, firmware's first, lead to the quoted values?"""
+    """Do the logs, firmware's first, then what the early step measured, lead to the quoted values?"""
     values = eventlog.start_values(locality)
-    for pcr, digest in [*((one.pcr, one.digest) for one in events), *((one.pcr, one.digest) for one in records)]:
+    text = evidence.measured
+    ours = [] if text is None else measured.extended(text)
+    pairs = [(one.pcr, one.digest) for one in events], ours, [(one.pcr, one.digest) for one in records]
+    for pcr, digest in (pair for part in pairs for pair in part):
         values[pcr] = eventlog.extend(values[pcr], digest)
     wrong = [pcr for pcr, value in zip(document.PCRS, attestation.pcrs, strict=True) if values[pcr] != value]
-    if _IMA_PCR in wrong and not has_ima:
+    if _IMA_PCR in wrong and not evidence.ima_log:
         wrong.remove(_IMA_PCR)
         verdict.unknown(
             "log", "PCR 10 (files that Linux measured): the machine has no SHA-256 log of it", decides=False

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 
+from freehold.attest import measured
 from freehold.attest.document import Evidence, Identity
 from freehold.attest.pe import Program
 from freehold.attest.verdict import Verdict
@@ -77,10 +78,10 @@ def machine(verdict: Verdict, evidence: Evidence, identity: Identity | None) -> 
         verdict.judged("machine", text if good else f"{text}, not {identity.machine}", good=good)
 
 
-def lock(verdict: Verdict, evidence: Evidence, keychain: Keychain | None) -> None:
+def signed_intent(verdict: Verdict, evidence: Evidence, keychain: Keychain | None) -> None:
     """What the owner's signed intent says, as the machine presents it.
 
-    An older intent is signed as well as the newest, and nothing measures which one is in force: the words say so.
+    An older intent is signed as well as the newest: whether it is in force is :func:`lock`'s.
     """
     if keychain is None:
         verdict.unknown("intent", _NO_KEYCHAIN, decides=True)
@@ -94,9 +95,57 @@ def lock(verdict: Verdict, evidence: Evidence, keychain: Keychain | None) -> Non
         return
     config = f", /etc image {standing.intent.config[:16]}" if standing.intent.config else ""
     verdict.ok("intent", f"{standing.state}, {standing.reason}{config}")
-    verdict.unknown(
-        "lock", "that this intent is in force is not measured: compare its serial with the last that you signed", decides=False
-    )  # fmt: skip
+
+
+def lock(verdict: Verdict, evidence: Evidence, image: str, identity: Identity | None, fault: str) -> None:
+    """Which lock was in force when this boot began, by what the early step measured.
+
+    ``image``: that of the measured command line. ``fault``: why PCR 15 does not vouch for the text.
+    """
+    text = evidence.measured
+    if text is None:
+        verdict.unknown(
+            "lock",
+            "that this intent is in force is not measured: compare its serial with the last that you signed",
+            decides=False,
+        )
+        return
+    try:
+        boot = measured.parse(text)
+    except ValueError as error:
+        verdict.refused("lock", f"what this boot is said to have measured cannot be relied on: {error}")
+        return
+    if fault:
+        verdict.refused("lock", f"what this boot measured cannot be relied on: {fault}")
+    elif boot.image != image or boot.machine != evidence.machine:
+        verdict.refused("lock", "what was measured is about another image or machine")
+    elif identity is None or not identity.measures:
+        verdict.unknown(
+            "lock",
+            f"PCR 15 says {boot.state}, but the identity does not show that this machine's early step is the first to"
+            " measure there: take a new identity while you trust it",
+            decides=False,
+        )
+    elif evidence.intent is not None and hashlib.sha256(evidence.intent).hexdigest() != boot.signed:
+        verdict.refused("lock", f"{_said(boot)}; the intent presented is not the one of that start: restart it")
+    elif evidence.intent is None and boot.signed:
+        verdict.refused("lock", f"{_said(boot)}, by an intent that the machine does not present")
+    else:
+        verdict.lock = boot.state
+        verdict.ok("lock", _said(boot))
+
+
+def _said(boot: measured.Measured) -> str:
+    by = {
+        "valid": f"by the intent number {boot.serial}",
+        "absent": "no intent stood",
+        "invalid": "the intent was not believed",
+    }
+    words = {
+        "open": "open when it started", "audit": "in audit when it started: nothing is refused",
+        "locked": "locked when it started, and the guard with it", "rescue": "a rescue: locked, with factory settings",
+    }  # fmt: skip
+    return f"{words[boot.state]} ({by[boot.intent]}, release {boot.release})"
 
 
 def account(verdict: Verdict, evidence: Evidence) -> None:

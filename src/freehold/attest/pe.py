@@ -31,7 +31,7 @@ class Program:
     """An EFI program: SHA-256 as Authenticode counts it, and the content of its sections by name.
 
     Of an image of several profiles they are those of the first, which is what starts by itself: what comes before the
-    second ``.profile``. The rescue entry is a profile after it, with another command line.
+    second ``.profile``. A release's have none: the rescue entry is an image of its own.
     """
 
     authenticode: bytes

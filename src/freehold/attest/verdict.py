@@ -22,9 +22,10 @@ class Line:
 
 @dataclass
 class Verdict:
-    """Lines in the order in which they were judged."""
+    """Lines in the order in which they were judged. ``lock``: open, audit, locked or rescue, where that is proved."""
 
     lines: list[Line] = field(default_factory=list)
+    lock: str | None = None
 
     def ok(self, check: str, text: str) -> None:
         """Looked at, and as it has to be."""
@@ -51,7 +52,8 @@ class Verdict:
     def conclusion(self) -> str:
         """The verdict in one sentence."""
         if self.good:
-            return "This is the machine that you know, in the state described above."
+            proved = f" Proved: {self.lock}." if self.lock else ""
+            return f"This is the machine that you know, in the state described above.{proved}"
         refused = [line.check for line in self.lines if line.state == "refused"]
         if refused:
             return f"Refused ({', '.join(dict.fromkeys(refused))}): do not trust this machine by this attestation."
@@ -62,6 +64,7 @@ class Verdict:
         """``freehold-attest-check-1``."""
         return {
             "schema": SCHEMA, "verdict": "ok" if self.good else "refused", "conclusion": self.conclusion(),
+            "lock": self.lock if self.good else None,
             "lines": [
                 {"check": one.check, "state": one.state, "text": one.text, "decides": one.decides} for one in self.lines
             ],

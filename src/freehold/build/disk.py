@@ -20,8 +20,11 @@ from freehold.build.uki import sign_efi
 from freehold.errors import InputError
 from freehold.keys.x509 import Signer
 from freehold.monitor import Monitor, step
+from freehold.update import rescue_entry
+from freehold.update.manifest import ID_LENGTH
 
 MIB = 1 << 20
+#: Three deployments, and room for a fourth while it is staged: a pair of boot images, normal and rescue, is about 27 MiB.
 ESP_SIZE = 512 * MIB
 #: First partition's start, and what GPT needs at the end.
 ALIGNMENT = MIB
@@ -77,6 +80,8 @@ def _make_esp(
     shutil.copy(loader, staging / "EFI/systemd/systemd-bootx64.efi")
     name = uki_name(str(manifest["name"]), str(manifest["version"]), str(manifest["image_digest"]))
     shutil.copy(release / "uki.efi", staging / "EFI/Linux" / name)
+    rescue = rescue_entry.name(str(manifest["version"]), str(manifest["image_digest"])[:ID_LENGTH])
+    shutil.copy(release / rescue_entry.FILE, staging / "EFI/Linux" / rescue)
     (staging / "loader/loader.conf").write_text(loader_conf(timeout, keys.enrolment.mode))
     for update, content in keys.files(int(str(manifest["timestamp"]))).items():
         (staging / DIRECTORY).mkdir(parents=True, exist_ok=True)
@@ -120,8 +125,8 @@ def _make_root(
     )
     deployment = staging / "deployments" / digest[:16]
     deployment.mkdir(parents=True)
-    # The UKI is there twice: on the ESP, and here, from where a wiped ESP is made again.
-    for name in ("uki.efi", "manifest.json", "manifest.json.sig"):
+    # The boot images are there twice: on the ESP, and here, from where a wiped ESP is made again.
+    for name in ("uki.efi", rescue_entry.FILE, "manifest.json", "manifest.json.sig"):
         shutil.copy(release / name, deployment / name)
     if ignition is not None:
         (staging / "provision.ign").write_bytes(ignition)

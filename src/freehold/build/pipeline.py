@@ -28,7 +28,8 @@ from freehold.monitor import Monitor, step
 from freehold.seal import cpio, headerball, ids
 from freehold.seal.dpkg import installed
 from freehold.seal.walk import walk
-from freehold.update.manifest import NUMBER_LIMIT, Manifest, Uki, version_valid
+from freehold.update import rescue_entry
+from freehold.update.manifest import ID_LENGTH, NUMBER_LIMIT, Manifest, Uki, version_valid
 
 DPKG_STATUS = "usr/share/dpkg-db/status"
 STEPS = ("packages", "tree", "commit", "seal")
@@ -199,7 +200,7 @@ def _make(
         # The early step compares: what firmware or a hypervisor appends is not what was signed.
         packed["cmdline"] = cpio.Member(cpio.REGULAR, uki.sealed_lines(line))
         initrd.write_initrd(tools, packed, work / "initrd")
-        unsigned = uki.write_uki(
+        unsigned = uki.write_pair(
             tools, work, kernel=vmlinuz, uname=kernel, initrd=work / "initrd",
             line=line, release=uki.os_release(recipe.name, version),
         )  # fmt: skip
@@ -216,11 +217,12 @@ def _make(
 def _manifest(
     inputs: Inputs, version: str, kernel: str, commit: str, metadata: image.Image, found: Sequence[tuple[str, str, str]]
 ) -> Manifest:
-    """The manifest, but for the kernel image's digest and size."""
+    """The manifest, but for the kernel images' digests and sizes."""
     recipe = inputs.recipe
     return Manifest(
         name=recipe.name, version=version, commit=commit, image_digest=metadata.digest, image_size=metadata.size,
-        uki=Uki(f"freehold-{version}-{metadata.digest[:16]}.efi", "0" * 64, 1),
+        uki=Uki(f"freehold-{version}-{metadata.digest[:ID_LENGTH]}.efi", "0" * 64, 1),
+        rescue=Uki(rescue_entry.name(version, metadata.digest[:ID_LENGTH]), "0" * 64, 1),
         timestamp=int(time.time()), number=inputs.number, architecture=recipe.architecture, kernel=kernel, suite=recipe.suite,
         pockets=recipe.pockets, packages=tuple(found),
     )  # fmt: skip

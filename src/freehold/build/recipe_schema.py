@@ -27,7 +27,9 @@ PLATFORMS = (
 RESERVED_ARGUMENTS = ("root", "rootfstype", "rootflags", "init", "rdinit", "rd.systemd.unit", "lsm", "lockdown")
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
-VERSION = re.compile(r"(?:[0-9A-Za-z._]|\{date\}|\{serial\}){1,64}")
+#: The boot menu sorts by it, and the rescue entry comes last: freehold.update.rescue_entry.SORT_KEY.
+SYSTEM_NAME = re.compile(r"(?!zz)[a-z][a-z0-9-]{0,31}")
+VERSION = re.compile(r"(?!(?i:rescue)\Z)(?:[0-9A-Za-z._]|\{date\}|\{serial\}){1,64}")
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.](?:=[A-Za-z0-9.+:~-]+)?")
 ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 UNIT = re.compile(
@@ -153,7 +155,7 @@ _ACCOUNT = _matches(ACCOUNT, "a user or group name")
 SCHEMA = Table(
     about="A recipe",
     keys={
-        "name": Key("string", "name of the system", _matches(NAME, "a name (a-z, 0-9, -)"), required=True),
+        "name": Key("string", "name of the system", _matches(SYSTEM_NAME, "a name (a-z, 0-9, -; not zz…)"), required=True),
         "description": Key("string", "one line for people", _no_line_break),
         "inherit": Key("string", "another recipe to start from", _relative),
         "version": Key(

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The last step of a build: signing. It needs nothing of the build but its result, so that it can be done elsewhere.
 
-An unsigned release is a directory with ``image``, ``uki.unsigned.efi``, ``manifest.unsigned.json`` (the manifest, with the
-unsigned kernel image where the signed one will be), ``keychain/`` (what the machines will have) and ``build.json``.
-No signature is inside of the tree, the metadata image or the kernel image's sections; what of the keys is in there
-are certificates. So the key signs two things: the kernel image, for the firmware, and the manifest.
+An unsigned release is a directory with ``image``, ``uki.unsigned.efi``, ``rescue.unsigned.efi``, ``manifest.unsigned.json``
+(the manifest, with the unsigned kernel images where the signed ones will be), ``keychain/`` (what the machines will have)
+and ``build.json``. No signature is inside of the tree, the metadata image or the kernel images' sections; what of the keys
+is in there are certificates. So the key signs three things: the two kernel images, for the firmware, and the manifest.
 
-Signing writes ``uki.efi``, ``manifest.json.sig`` and, last, ``manifest.json``: only then is it a release. An interrupted
-signing is done again from the start; what it needs goes when the manifest is there.
+Signing writes ``rescue.efi``, ``uki.efi``, ``manifest.json.sig`` and, last, ``manifest.json``: only then is it a release. An
+interrupted signing is done again from the start; what it needs goes when the manifest is there.
 """
 
 from __future__ import annotations
@@ -18,26 +18,38 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from freehold import atomic
+from freehold.attest import pe
 from freehold.build import uki
 from freehold.build.tools import Tools
 from freehold.errors import InputError
 from freehold.keys import verity
 from freehold.keys.verify import Keychain, verify_document
 from freehold.keys.x509 import Signer
+from freehold.update import rescue_entry
 from freehold.update.manifest import MANIFEST_LIMIT, Manifest, Uki, parse_manifest, serialize_manifest
 
 UNSIGNED = "manifest.unsigned.json"
 UNSIGNED_UKI = "uki.unsigned.efi"
+UNSIGNED_RESCUE = "rescue.unsigned.efi"
 KEYCHAIN = "keychain"
 
 
-def write_unsigned(directory: Path, manifest: Manifest, kernel_image: Path, keychain: Iterable[tuple[str, bytes]]) -> None:
-    """Complete the unsigned release in ``directory``, which has the image; ``manifest``'s ``uki`` is replaced."""
+def write_unsigned(
+    directory: Path, manifest: Manifest, kernel_images: tuple[Path, Path], keychain: Iterable[tuple[str, bytes]]
+) -> None:
+    """Complete the unsigned release in ``directory``, which has the image; ``manifest``'s ``uki`` and ``rescue`` are replaced.
+
+    ``kernel_images``: the normal and the rescue one, as :func:`freehold.build.uki.write_pair` makes them.
+    """
     (directory / KEYCHAIN).mkdir()
     for name, content in keychain:
         (directory / KEYCHAIN / name).write_bytes(content)
-    shutil.copyfile(kernel_image, directory / UNSIGNED_UKI)
-    described = manifest._replace(uki=_described(directory / UNSIGNED_UKI, manifest.uki.name))
+    for source, name in zip(kernel_images, (UNSIGNED_UKI, UNSIGNED_RESCUE), strict=True):
+        shutil.copyfile(source, directory / name)
+    described = manifest._replace(
+        uki=_described(directory / UNSIGNED_UKI, manifest.uki.name),
+        rescue=_described(directory / UNSIGNED_RESCUE, manifest.rescue.name),
+    )
     atomic.write(directory / UNSIGNED, serialize_manifest(described))
 
 
@@ -60,22 +72,30 @@ def manifest_of(release: Path) -> Manifest:
 def check(release: Path) -> Manifest:
     """The manifest of an unsigned release whose parts belong together. :class:`InputError` lists what does not.
 
-    It says that the image and the kernel image are those of the manifest, and that the kernel image's command line names
-    that image and that number. What they contain is the builder's word.
+    It says that the image and the kernel images are those of the manifest, that the normal one's command line names that
+    image and that number, and that the rescue one's is the same with the rescue's words. What else they contain is the
+    builder's word.
     """
     with (release / UNSIGNED).open("rb") as source:
         manifest = parse_manifest(source.read(MANIFEST_LIMIT + 1))
     faults = []
+    lines = {}
     try:
         if verity.digest_file(release / "image").hex() != manifest.image_digest:
             faults.append("image: not the one that the manifest names")
-        content = (release / UNSIGNED_UKI).read_bytes()
+        for name, named in ((UNSIGNED_UKI, manifest.uki), (UNSIGNED_RESCUE, manifest.rescue)):
+            lines[name] = _command_line(release / name)
+            if _described(release / name, named.name) != named:
+                faults.append(f"{name}: not the one that the manifest names")
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}") from None
-    if _described(release / UNSIGNED_UKI, manifest.uki.name) != manifest.uki:
-        faults.append(f"{UNSIGNED_UKI}: not the one that the manifest names")
-    if f"{uki.names(manifest.image_digest, manifest.number)} ".encode() not in content:
+    normal = lines[UNSIGNED_UKI]
+    if not normal.startswith(f"{uki.names(manifest.image_digest, manifest.number)} "):
         faults.append(f"{UNSIGNED_UKI}: its command line names another image, or another number")
+    if rescue_entry.is_rescue(normal):
+        faults.append(f"{UNSIGNED_UKI}: it is a rescue image")
+    if lines[UNSIGNED_RESCUE] != rescue_entry.line(normal):
+        faults.append(f"{UNSIGNED_RESCUE}: its command line is not that of the rescue image beside {UNSIGNED_UKI}")
     if faults:
         raise InputError(f"{release} is damaged", faults=faults)
     return manifest
@@ -99,10 +119,9 @@ def sign_release(tools: Tools, release: Path, signer: Signer) -> Manifest:
             f"machines with this keychain would refuse the release: {verdict.reason}",
             hint="the signing key's certificate, or its vendor's, has to be in --keys or in the recipe when it is built",
         )
-    partial = release / f"{atomic.TEMPORARY_PREFIX}uki.efi"
-    uki.sign_efi(tools, release / UNSIGNED_UKI, partial, signer)
-    signed = manifest._replace(uki=_described(partial, manifest.uki.name))
-    atomic.publish(partial, release / "uki.efi")
+    rescue = _sign(tools, release, UNSIGNED_RESCUE, manifest.rescue, rescue_entry.FILE, signer)
+    normal = _sign(tools, release, UNSIGNED_UKI, manifest.uki, "uki.efi", signer)
+    signed = manifest._replace(uki=normal, rescue=rescue)
     data = serialize_manifest(signed)
     atomic.write(release / "manifest.json.sig", signer.sign_document(data))
     atomic.write(release / "manifest.json", data)
@@ -110,8 +129,26 @@ def sign_release(tools: Tools, release: Path, signer: Signer) -> Manifest:
     return signed
 
 
+def _sign(tools: Tools, release: Path, unsigned: str, named: Uki, name: str, signer: Signer) -> Uki:
+    """Sign one kernel image; what the manifest has to say of it."""
+    partial = release / f"{atomic.TEMPORARY_PREFIX}{name}"
+    uki.sign_efi(tools, release / unsigned, partial, signer)
+    described = _described(partial, named.name)
+    atomic.publish(partial, release / name)
+    return described
+
+
+def _command_line(path: Path) -> str:
+    """The command line in a kernel image, "" when it has none that can be read."""
+    try:
+        return pe.parse(path.read_bytes()).sections.get(".cmdline", b"").rstrip(b"\0").decode("ascii")
+    except ValueError:
+        return ""
+
+
 def _tidy(release: Path) -> None:
-    (release / UNSIGNED_UKI).unlink(missing_ok=True)
+    for name in (UNSIGNED_UKI, UNSIGNED_RESCUE):
+        (release / name).unlink(missing_ok=True)
     shutil.rmtree(release / KEYCHAIN, ignore_errors=True)
     (release / UNSIGNED).unlink(missing_ok=True)
 

@@ -4,7 +4,7 @@
 ::
 
     STORE/repo/                       ostree repository (bare): the content of every release
-    STORE/releases/NAME-VERSION/      manifest.json(.sig), image, uki.efi, build.json; before it is signed: build/signing.py
+    STORE/releases/NAME-VERSION/      manifest.json(.sig), image, uki.efi, rescue.efi, build.json; unsigned: build/signing.py
     STORE/builds/KEY                  the release that the inputs KEY made last time
     STORE/locks/NAME.ids              user and group numbers, fed into the next build
     STORE/work/                       half-done work; removed at the next start

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel, initrd and command line → one unified kernel image. Signing is a separate, last step."""
+"""Kernel, initrd and command line → two unified kernel images, normal and rescue. Signing is a separate, last step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 from freehold.build.tokens import NOBODY_TO_ASK
 from freehold.build.tools import Tools
 from freehold.keys.x509 import Signer
+from freehold.update import rescue_entry
 
 STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
-#: What the rescue entry's command line has more. The last `systemd.unit=` wins, so it comes after the recipe's own words.
-RESCUE_WORDS = ("freehold.rescue", "systemd.unit=freehold-rescue.target")
 #: Sealed into every command line. No credentials from firmware or hypervisor; no writing through
 #: /proc/PID/mem past page protection; no raw writes below a mounted file system. A kernel that panics restarts,
 #: so that boot counting goes on to the deployment before it.
@@ -32,14 +31,9 @@ def command_line(digest: str, number: int, consoles: Sequence[str], extra: Seque
     return " ".join([names(digest, number), *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
 
 
-def rescue_line(line: str) -> str:
-    """The sealed command line of the rescue entry, from the normal one. Pure."""
-    return " ".join([line, *RESCUE_WORDS])
-
-
 def sealed_lines(line: str) -> bytes:
-    """``/cmdline`` of the initrd: every command line that this image is started with, one a line. Pure."""
-    return f"{line}\n{rescue_line(line)}\n".encode()
+    """``/cmdline`` of the initrd: the command lines of the two images that have it, one a line. Pure."""
+    return f"{line}\n{rescue_entry.line(line)}\n".encode()
 
 
 def os_release(name: str, version: str) -> str:
@@ -47,21 +41,36 @@ def os_release(name: str, version: str) -> str:
     return f'NAME="Freehold"\nID=freehold\nPRETTY_NAME="Freehold {name} {version}"\nIMAGE_ID={name}\nIMAGE_VERSION={version}\n'
 
 
-def write_uki(tools: Tools, work: Path, *, kernel: Path, uname: str, initrd: Path, line: str, release: str) -> Path:
-    """Assemble ``work/uki.unsigned.efi`` with ukify. Equal inputs give equal bytes."""
-    for name, text in {"cmdline": line, "os-release": release}.items():
-        (work / name).write_text(text)
-    target = work / "uki.unsigned.efi"
+def write_uki(
+    tools: Tools, work: Path, *, kernel: Path, uname: str, initrd: Path, line: str, release: str, name: str = "uki"
+) -> Path:
+    """Assemble ``work/NAME.unsigned.efi`` with ukify. Equal inputs give equal bytes."""
+    texts = {f"{name}.cmdline": line, f"{name}.os-release": release}
+    for file, text in texts.items():
+        (work / file).write_text(text)
+    target = work / f"{name}.unsigned.efi"
     tools.run(
         [
-            "ukify", "build", f"--linux={kernel}", f"--initrd={initrd}", f"--cmdline=@{work}/cmdline",
-            f"--os-release=@{work}/os-release", f"--uname={uname}", f"--stub={STUB}", f"--output={target}",
+            "ukify", "build", f"--linux={kernel}", f"--initrd={initrd}", f"--cmdline=@{work}/{name}.cmdline",
+            f"--os-release=@{work}/{name}.os-release", f"--uname={uname}", f"--stub={STUB}", f"--output={target}",
         ],
         binds=[work],
         ro_binds=[kernel.parent],
         env={"SOURCE_DATE_EPOCH": "0"},
     )  # fmt: skip
     return target
+
+
+def write_pair(
+    tools: Tools, work: Path, *, kernel: Path, uname: str, initrd: Path, line: str, release: str
+) -> tuple[Path, Path]:
+    """Assemble a deployment's two images, the normal and the rescue one: ``work/{uki,rescue}.unsigned.efi``."""
+    normal = write_uki(tools, work, kernel=kernel, uname=uname, initrd=initrd, line=line, release=release)
+    rescue = write_uki(
+        tools, work, kernel=kernel, uname=uname, initrd=initrd, line=rescue_entry.line(line),
+        release=rescue_entry.os_release(release), name="rescue",
+    )  # fmt: skip
+    return normal, rescue
 
 
 def sign_efi(tools: Tools, source: Path, target: Path, signer: Signer) -> None:

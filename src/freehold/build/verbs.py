@@ -164,7 +164,8 @@ def inspect(options: argparse.Namespace, _monitor: Monitor) -> Report:
     lines = [
         f"{release.name}", f"  deployment  {manifest.id}", f"  commit      {manifest.commit}",
         f"  image       {manifest.image_digest}", f"  number      {manifest.number}",
-        f"  uki         {manifest.uki.sha256} ({manifest.uki.size >> 20} MiB)", f"  kernel      {manifest.kernel}",
+        f"  uki         {manifest.uki.sha256} ({manifest.uki.size >> 20} MiB)",
+        f"  rescue      {manifest.rescue.sha256} ({manifest.rescue.size >> 20} MiB)", f"  kernel      {manifest.kernel}",
         f"  contents    {measures['files']:,} files, {measures['bytes'] >> 20} MiB, {len(manifest.packages)} packages",
     ]  # fmt: skip
     return Report(data, "\n".join(lines))
@@ -205,7 +206,7 @@ def sign_release(release: Path, uri: str | None, monitor: Monitor) -> Report:
     manifest = signing.sign_release(ensure(cache_directory(), monitor), release, signer)
     data: dict[str, object] = {
         "schema": "freehold-sign-1", "release": str(release), "name": manifest.name, "version": manifest.version,
-        "number": manifest.number, "uki_sha256": manifest.uki.sha256,
+        "number": manifest.number, "uki_sha256": manifest.uki.sha256, "rescue_sha256": manifest.rescue.sha256,
     }  # fmt: skip
     return Report(data, f"{release}: signed\nNext: freehold disk or freehold publish {release.name}")
 

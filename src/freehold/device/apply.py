@@ -169,6 +169,7 @@ def _plain(
 ) -> Outcome:
     """No requests are left, and the release's own boot entry is gone: bring it back, then set what sorts before it aside."""
     bases.kernel_image(sysroot, base, entries)
+    bases.rescue_image(sysroot, base)
     if allow is not None:
         try:
             allow(base.manifest.id)

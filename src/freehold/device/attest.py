@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from freehold import run
-from freehold.attest import boot, document, eventlog, tpm, userlog
+from freehold.attest import boot, document, eventlog, measured, tpm, userlog
 from freehold.attest.document import Attestation, Endorsement, Evidence, Identity
 from freehold.device.sysroot import Sysroot, read_bytes, read_text
 from freehold.errors import CommandError, FreeholdError, InputError, NotHereError
@@ -33,6 +33,8 @@ from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT
 FIRMWARE_LOG = Path("sys/kernel/security/tpm0/binary_bios_measurements")
 IMA_LOG = Path("sys/kernel/security/ima/binary_runtime_measurements_sha256")
 SYSTEM_LOG = Path("run/log/systemd/tpm2-measure.log")
+#: What the early step measured of this boot.
+MEASURED = Path("run/freehold/measured")
 DEVICE = Path("/dev/tpmrm0")
 #: Seconds that one TPM command may take; some TPMs think for long about an RSA key.
 TIMEOUT = 120
@@ -133,7 +135,12 @@ def gather(sysroot: Sysroot) -> Evidence:
         intent=_optional(intent, MAX_SIGNED_BYTES) if intent.exists() else None,
         boot=sysroot.boot_record(),
         guard=sysroot.guard(),
+        measured=_measured(sysroot),
     )
+
+
+def _measured(sysroot: Sysroot) -> bytes | None:
+    return _optional(sysroot.system / MEASURED, measured.MAX_BYTES) or None
 
 
 def firmware_log(sysroot: Sysroot) -> bytes:
@@ -172,7 +179,24 @@ def identity(sysroot: Sysroot, tpm_: Tpm) -> Identity:
             programs=tuple(dict.fromkeys(boot.started(events))),
             variables={name: hashlib.sha256(variables[name]).digest() for name in document.VARIABLES},
             keychain=_keychain(sysroot),
+            measures=_begins_with(pcrs[measured.PCR], _measured(sysroot), sysroot),
         )
+
+
+def _begins_with(value: bytes, text: bytes | None, sysroot: Sysroot) -> bool:
+    """Whether the TPM's value of PCR 15 is ``text``, then what systemd measured."""
+    if text is None:
+        return False
+    digests = [measured.digest(text)]
+    try:
+        records = userlog.parse_systemd(_optional(sysroot.system / SYSTEM_LOG, userlog.MAX_LOG_BYTES))
+    except ValueError:
+        return False
+    digests += [one.digest for one in records if one.pcr == measured.PCR]
+    known = bytes(32)
+    for digest in digests:
+        known = eventlog.extend(known, digest)
+    return known == value
 
 
 def _endorsements(tpm_: Tpm, work: Path) -> Iterator[Endorsement]:

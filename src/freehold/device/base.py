@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The release that a derived deployment stands on: found, verified, its kernel image kept.
+"""The release that a derived deployment stands on: found, verified, its kernel images kept.
 
 Everything that goes into a derived deployment unread comes from here, so everything here is checked against the release's
 signed manifest first: the image by its fs-verity digest, the kernel image by its SHA-256. The
@@ -20,6 +20,7 @@ from freehold.errors import FreeholdError, NotHereError, VerificationError
 from freehold.keys import verity
 from freehold.keys.verify import Keychain
 from freehold.seal import erofs
+from freehold.update import rescue_entry
 from freehold.update.manifest import (
     ID_LENGTH,
     IMAGE_LIMIT,
@@ -27,6 +28,7 @@ from freehold.update.manifest import (
     SIGNATURE_LIMIT,
     UKI_LIMIT,
     Manifest,
+    Uki,
     sha256,
 )
 
@@ -116,17 +118,27 @@ def kernel_image(sysroot: Sysroot, base: Base, entries: Sequence[loader.Entry]) 
     A copy is kept in its directory (``uki.efi``): once the release's own boot entry is gone, the next derivation
     needs it. Raises :class:`NotHereError` when no genuine one is left.
     """
-    kept = sysroot.deployments / base.manifest.id / UKI
-    places = [kept]
-    places += [sysroot.esp / loader.LINUX / entry.name for entry in entries if entry.id == base.manifest.id]
-    for path in places:
+    names = [entry.name for entry in entries if entry.id == base.manifest.id]
+    return _kept(sysroot, base, UKI, base.manifest.uki, names)
+
+
+def rescue_image(sysroot: Sysroot, base: Base) -> bytes:
+    """As :func:`kernel_image`, the release's rescue UKI (``rescue.efi``)."""
+    manifest = base.manifest
+    return _kept(sysroot, base, rescue_entry.FILE, manifest.rescue, [rescue_entry.name(manifest.version, manifest.id)])
+
+
+def _kept(sysroot: Sysroot, base: Base, file: str, wanted: Uki, names: Sequence[str]) -> bytes:
+    kept = sysroot.deployments / base.manifest.id / file
+    for path in [kept, *(sysroot.esp / loader.LINUX / name for name in names)]:
         with contextlib.suppress(OSError, FreeholdError):
             data = read_bytes(path, UKI_LIMIT)
-            if hashlib.sha256(data).hexdigest() == base.manifest.uki.sha256:
+            if hashlib.sha256(data).hexdigest() == wanted.sha256:
                 if path != kept:
                     atomic.write(kept, data)
                 return data
+    what = "rescue" if file == rescue_entry.FILE else "kernel"
     raise NotHereError(
-        f"the kernel image of release {base.manifest.version} is not on this machine as it was signed",
+        f"the {what} image of release {base.manifest.version} is not on this machine as it was signed",
         hint="`freehold upgrade` brings a release that has one",
     )

@@ -6,11 +6,11 @@ entries, by name and digest. Order, so that a cut leaves the machine as it was:
 
 1. :func:`assemble`: changed files into the repository (one commit on top of the release's), fs-verity on each, measured
    against what was meant; the image, read and compared with what was meant, under a temporary name, verity, measured, renamed;
-   the kernel image with its new command line, unsigned, in memory;
+   the kernel images with their new command lines, unsigned, in memory;
 2. :func:`keep`: a ref. This is the last program that is started: who opens a secret to sign starts none after it;
-   :func:`finish`: signatures; kernel image, signer, signature and last the manifest into ``deployments/ID``. Now it is a
+   :func:`finish`: signatures; kernel images, signer, signature and last the manifest into ``deployments/ID``. Now it is a
    downloaded deployment like any other;
-3. :func:`freehold.device.stage.commit`: one rename on the boot partition.
+3. :func:`freehold.device.stage.commit`: one rename on the boot partition, behind that of the rescue image.
 
 What a cut leaves after 1 or 2 has no boot entry; ``cleanup`` removes it, and the next derivation makes it again: equal
 inputs give equal bytes.
@@ -46,7 +46,8 @@ from freehold.run import run
 from freehold.seal import authenticode, cpio, erofs, pe
 from freehold.seal.erofs import Image
 from freehold.seal.headerball import Entry, headerball
-from freehold.update.manifest import IMAGE_LIMIT, Derived, Manifest, Uki, serialize_manifest, version_valid
+from freehold.update import rescue_entry
+from freehold.update.manifest import ID_LENGTH, IMAGE_LIMIT, Derived, Manifest, Uki, serialize_manifest, version_valid
 
 #: What names the release, in the tree and in the UKI.
 OS_RELEASE = "/usr/lib/os-release"
@@ -72,18 +73,23 @@ class Layer:
 
 @dataclass(frozen=True)
 class Unsigned:
-    """A deployment that lacks its signatures: the manifest without the UKI's digest, the UKI without its signature."""
+    """A deployment that lacks its signatures: the manifest without the UKIs' digests, the UKIs without their signatures.
+
+    ``rescue`` is :func:`rescue_image` of ``uki``; ``signature_digest`` is the Authenticode digest of ``uki``.
+    """
 
     manifest: Manifest
     uki: bytes
+    rescue: bytes
     signature_digest: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Signatures:
-    """What the owner's side adds: PKCS#7 for the UKI, the content of ``manifest.json.sig``, and the key's name."""
+    """What the owner's side adds: PKCS#7 for each UKI, the content of ``manifest.json.sig``, and the key's name."""
 
     uki: bytes
+    rescue: bytes
     manifest: bytes
     signer: str
 
@@ -169,36 +175,48 @@ def assemble(
             digest, size = _image(sysroot, entries, commit, below.epoch, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    uki = _kernel_image(program, base.manifest.image_digest, digest, line, version)
+    uki, saving = _kernel_image(program, base.manifest.image_digest, digest, line, version)
     manifest = base.manifest._replace(
         version=version, commit=commit, image_digest=digest, image_size=size,
-        uki=Uki(f"freehold-{version}-{digest[:16]}.efi", UNSIGNED, 1),
+        uki=Uki(f"freehold-{version}-{digest[:ID_LENGTH]}.efi", UNSIGNED, 1),
+        rescue=Uki(rescue_entry.name(version, digest[:ID_LENGTH]), UNSIGNED, 1),
         packages=base.manifest.packages if layer.packages is None else layer.packages,
         derived=Derived(
             base.manifest.image_digest, base.fingerprint, base.manifest.version, requests.name_of(text), wanted.lines
         ),
     )  # fmt: skip
-    return Unsigned(manifest, uki, pe.digest(pe.parse(uki)))
+    return Unsigned(manifest, uki, rescue_image(uki, saving), pe.digest(pe.parse(uki)))
 
 
-def _kernel_image(program: pe.Program, old: str, new: str, line: str, version: str) -> bytes:
-    """The release's kernel image for the tree ``new``, started with ``line``. Pure.
+def _kernel_image(program: pe.Program, old: str, new: str, line: str, version: str) -> tuple[bytes, str]:
+    """The release's kernel image for the tree ``new``, started with ``line``, and its rescue image's command line. Pure.
 
-    Other profiles (the rescue entry) keep the release's own arguments: they are for when the owner's are wrong. The early
-    step knows the sealed lines from the initrd's ``/cmdline``; a second archive behind the first replaces that file.
+    The rescue entry keeps the release's own arguments: it is for when the owner's are wrong. The early step knows the
+    sealed lines from the initrd's ``/cmdline``; a second archive behind the first replaces that file.
     """
-    lines = [found.decode("ascii", "replace") for found in program.contents(".cmdline")]
-    lines = [line, *lines[1:]]
+    lines = [line, rescue_entry.line(program.content(".cmdline").decode("ascii", "replace"))]
     for at, found in enumerate(lines):
         if image_of(found) != old:
             raise FreeholdError("a command line of the release's kernel image names another tree")
         lines[at] = found.replace(f"freehold.image={old}", f"freehold.image={new}")
     sealed = cpio.archive({"cmdline": cpio.Member(cpio.REGULAR, "".join(f"{one}\n" for one in lines).encode())})
-    initrds = program.contents(".initrd")
-    first = initrds[0] + b"\0" * (-len(initrds[0]) % 4) + sealed
-    names = [renamed(found.decode(), version).encode() for found in program.contents(".osrel")]
-    contents = {".cmdline": [one.encode() for one in lines], ".osrel": names, ".initrd": [first, *initrds[1:]]}
-    return pe.exchange(program, contents, drop=STALE_SECTIONS)
+    initrd = program.content(".initrd")
+    contents = {
+        ".cmdline": [lines[0].encode()],
+        ".osrel": [renamed(program.content(".osrel").decode(), version).encode()],
+        ".initrd": [initrd + b"\0" * (-len(initrd) % 4) + sealed],
+    }
+    return pe.exchange(program, contents, drop=STALE_SECTIONS), lines[1]
+
+
+def rescue_image(uki: bytes, line: str) -> bytes:
+    """The rescue image that belongs to the unsigned ``uki``, started with ``line``; unsigned.
+
+    Pure: the machine and the owner's computer come to equal bytes, so that a request carries one kernel image only.
+    """
+    program = pe.parse(uki)
+    release = rescue_entry.os_release(program.content(".osrel").decode("utf-8", "replace"))
+    return pe.exchange(program, {".cmdline": [line.encode()], ".osrel": [release.encode()]})
 
 
 def sign_uki(digest: bytes, signer: Signer) -> bytes:
@@ -207,16 +225,26 @@ def sign_uki(digest: bytes, signer: Signer) -> bytes:
     return authenticode.sign(digest, signer.certificate_der(), signer.sign)
 
 
-def completed(unsigned: Manifest, uki: bytes) -> Manifest:
-    """The manifest that names the signed ``uki``. Pure: the machine and the owner's computer come to equal bytes."""
-    return unsigned._replace(uki=unsigned.uki._replace(sha256=hashlib.sha256(uki).hexdigest(), size=len(uki)))
+def completed(unsigned: Unsigned, uki: bytes, rescue: bytes) -> tuple[Manifest, bytes, bytes]:
+    """The manifest that names both UKIs as they are with the signatures ``uki`` and ``rescue`` (PKCS#7), and these UKIs.
+
+    Pure: the machine and the owner's computer come to equal bytes.
+    """
+    manifest = unsigned.manifest
+    signed = pe.attach(unsigned.uki, uki), pe.attach(unsigned.rescue, rescue)
+    named = [
+        old._replace(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        for old, data in zip((manifest.uki, manifest.rescue), signed, strict=True)
+    ]
+    return manifest._replace(uki=named[0], rescue=named[1]), *signed
 
 
 def sign(unsigned: Unsigned, signer: Signer) -> Signatures:
-    """Both signatures by ``signer``: the device's key, or the owner's."""
-    pkcs7 = sign_uki(unsigned.signature_digest, signer)
-    manifest = completed(unsigned.manifest, pe.attach(unsigned.uki, pkcs7))
-    return Signatures(pkcs7, signer.sign_document(serialize_manifest(manifest)), _name(signer))
+    """All three signatures by ``signer``: the device's key, or the owner's."""
+    uki = sign_uki(unsigned.signature_digest, signer)
+    rescue = sign_uki(pe.digest(pe.parse(unsigned.rescue)), signer)
+    manifest, _, _ = completed(unsigned, uki, rescue)
+    return Signatures(uki, rescue, signer.sign_document(serialize_manifest(manifest)), _name(signer))
 
 
 def _name(signer: Signer) -> str:
@@ -239,8 +267,7 @@ def finish(sysroot: Sysroot, unsigned: Unsigned, signatures: Signatures) -> Mani
     from freehold.device import believe
     from freehold.keys.verify import Keychain
 
-    uki = pe.attach(unsigned.uki, signatures.uki)
-    manifest = completed(unsigned.manifest, uki)
+    manifest, uki, rescue = completed(unsigned, signatures.uki, signatures.rescue)
     data = serialize_manifest(manifest)
     keychain = Keychain.from_directory(sysroot.keychain)
     machine = read_text(sysroot.root / "owner/id", 64).strip() or None
@@ -248,6 +275,7 @@ def finish(sysroot: Sysroot, unsigned: Unsigned, signatures: Signatures) -> Mani
     directory = sysroot.deployments / manifest.id
     directory.mkdir(parents=True, exist_ok=True)
     atomic.fsync_directory(sysroot.deployments)
+    atomic.write(directory / rescue_entry.FILE, rescue)
     atomic.write(directory / bases.UKI, uki)
     atomic.write(directory / "signer", believed.signer + "\n")
     atomic.write(directory / "manifest.json.sig", signatures.manifest)

@@ -6,6 +6,9 @@ Boot Loader Specification. The boot loader lowers LEFT and raises DONE at each t
 counter; at LEFT 0 the entry sorts last. ``+0`` without DONE is ours: the owner set this entry aside.
 Switching renames single files, so that a power cut leaves the old order or the new one, and every
 intermediate step has a bootable entry in front.
+
+Beside it lies its rescue entry, ``freehold-rescue-VERSION-ID.efi``: never counted, never switched, no entry of a deployment
+(:class:`Entry`) but a file of its own kind (:class:`Rescue`).
 """
 
 from __future__ import annotations
@@ -19,13 +22,18 @@ from typing import NamedTuple
 
 from freehold import atomic
 from freehold.errors import FreeholdError, NotHereError
+from freehold.update import rescue_entry
 
 #: How often a new deployment is tried before the loader falls back.
 TRIES = 3
 LINUX = "EFI/Linux"
 _NAME = re.compile(
-    r"freehold-(?P<version>[0-9A-Za-z][0-9A-Za-z.~^_-]{0,63})-(?P<id>[0-9a-f]{16})"
+    r"freehold-(?!(?i:rescue)-)(?P<version>[0-9A-Za-z][0-9A-Za-z.~^_-]{0,63})-(?P<id>[0-9a-f]{16})"
     r"(?:\+(?P<left>[0-9]{1,5})(?:-(?P<done>[0-9]{1,5}))?)?\.efi\Z",
+    re.ASCII,
+)
+_RESCUE = re.compile(
+    rf"{rescue_entry.PREFIX}(?!(?i:rescue)-)(?P<version>[0-9A-Za-z][0-9A-Za-z.~^_-]{{0,63}})-(?P<id>[0-9a-f]{{16}})\.efi\Z",
     re.ASCII,
 )
 _VERSION_PART = re.compile(r"[~^.-]|[0-9]+|[A-Za-z]+")
@@ -59,13 +67,31 @@ class Entry(NamedTuple):
         return Entry(self.version, self.id, left)
 
 
+class Rescue(NamedTuple):
+    """The rescue entry of the deployment ``id``."""
+
+    version: str
+    id: str
+
+    @property
+    def name(self) -> str:
+        """The file name."""
+        return rescue_entry.name(self.version, self.id)
+
+
 def parse(name: str) -> Entry | None:
-    """The entry that file ``name`` stands for; ``None`` when it is not one of ours."""
+    """The deployment's entry that file ``name`` stands for; ``None`` when it is none of ours, or a rescue entry."""
     match = _NAME.match(name)
     if match is None:
         return None
     left, done = match["left"], match["done"]
     return Entry(match["version"], match["id"], _number(left), _number(done))
+
+
+def parse_rescue(name: str) -> Rescue | None:
+    """The rescue entry that file ``name`` stands for; ``None`` when it is none."""
+    match = _RESCUE.match(name)
+    return None if match is None else Rescue(match["version"], match["id"])
 
 
 def _number(text: str | None) -> int | None:
@@ -189,13 +215,26 @@ def listing(esp: Path) -> list[Entry]:
 
     An empty file is none: a power cut in the middle of :func:`move` can leave one, and the boot loader skips it.
     """
+    return order(entry for entry in map(parse, _names(esp)) if entry is not None)
+
+
+def rescues(esp: Path) -> list[Rescue]:
+    """The rescue entries on the ESP mounted at ``esp``, by name; errors and empty files as for :func:`listing`."""
+    return [entry for entry in map(parse_rescue, sorted(_names(esp))) if entry is not None]
+
+
+def both(entries: Iterable[Entry], rescue: Iterable[Rescue]) -> list[Entry | Rescue]:
+    """Every file of ours in ``EFI/Linux``: what starts a deployment, then what starts its rescue."""
+    return [*entries, *rescue]
+
+
+def _names(esp: Path) -> list[str]:
     try:
-        names = [path.name for path in (esp / LINUX).iterdir() if path.stat().st_size]
+        return [path.name for path in (esp / LINUX).iterdir() if path.stat().st_size]
     except FileNotFoundError:
         raise NotHereError(
             f"the boot partition is not mounted at {esp}", hint="`systemctl start efi.automount`, or mount it by hand"
         ) from None
-    return order(entry for entry in map(parse, names) if entry is not None)
 
 
 def apply(esp: Path, switch: Switch) -> None:
@@ -223,7 +262,7 @@ def move(source: Path, target: Path) -> None:
         atomic.fsync_directory(directory)
 
 
-def remove(esp: Path, entry: Entry) -> None:
+def remove(esp: Path, entry: Entry | Rescue) -> None:
     """Delete an entry's file, durably; nothing happens when it is gone already."""
     (esp / LINUX / entry.name).unlink(missing_ok=True)
     atomic.fsync_directory(esp / LINUX)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which deployments stay, and removing the others (``freehold cleanup``).
 
-Order of a removal: boot entry, ref, directory, image, then objects. What boots loses its entry first, so
+Order of a removal: boot entry, rescue entry, ref, directory, image, then objects. What boots loses its entries first, so
 that a cut never leaves an entry whose content is gone; what a cut leaves behind, the next cleanup removes.
 """
 
@@ -61,6 +61,7 @@ def cleanup(sysroot: Sysroot, monitor: Monitor, *, tight: bool = False) -> list[
     """
     booted = sysroot.booted_id()
     entries = loader.listing(sysroot.esp)
+    rescues = loader.rescues(sysroot.esp)
     known = {deployment.id: deployment for deployment in sysroot.all_deployments()}
     bootable = {entry.id for entry in entries}
     pinned = [deployment.id for deployment in known.values() if deployment.pinned]
@@ -78,10 +79,11 @@ def cleanup(sysroot: Sysroot, monitor: Monitor, *, tight: bool = False) -> list[
         content.reference(sysroot, identity, known[identity].manifest.commit)
     directories = {name for name in _names(sysroot.deployments) if ID.match(name)}
     images = {name[:ID_LENGTH] for name in _names(sysroot.images) if _IMAGE_NAME.match(name)}
-    gone = sorted((bootable | directories | images | referenced) - kept)
+    gone = sorted((bootable | {entry.id for entry in rescues} | directories | images | referenced) - kept)
     with step(monitor, "removing old deployments"):
         for identity in gone:
-            _remove(sysroot, identity, [entry for entry in entries if entry.id == identity], identity in referenced)
+            mine = [entry for entry in loader.both(entries, rescues) if entry.id == identity]
+            _remove(sysroot, identity, mine, identity in referenced)
         _sweep(sysroot)
         missing = (kept & (bootable | {booted})) - known.keys()
         if missing:
@@ -94,7 +96,7 @@ def cleanup(sysroot: Sysroot, monitor: Monitor, *, tight: bool = False) -> list[
     return gone
 
 
-def _remove(sysroot: Sysroot, identity: str, entries: Iterable[loader.Entry], referenced: bool) -> None:
+def _remove(sysroot: Sysroot, identity: str, entries: Iterable[loader.Entry | loader.Rescue], referenced: bool) -> None:
     for entry in entries:
         loader.remove(sysroot.esp, entry)
     if referenced:
@@ -122,7 +124,8 @@ def _sweep(sysroot: Sysroot) -> None:
     entries = sysroot.esp / loader.LINUX
     for name in _names(entries):
         # What a cut in the middle of a rename left (:func:`loader.move`).
-        if loader.parse(name) is not None and not (entries / name).stat().st_size:
+        ours = loader.parse(name) is not None or loader.parse_rescue(name) is not None
+        if ours and not (entries / name).stat().st_size:
             (entries / name).unlink()
 
 

@@ -7,11 +7,14 @@ Commit order, so that a power cut anywhere leaves the machine booting what it bo
 2. room on both file systems (old deployments are removed only when it is short);
 3. content into the repository, then a ref, then fs-verity on every object;
 4. the metadata image under a temporary name, fs-verity on, digest compared, renamed;
-5. the UKI beside the deployment's manifest, SHA-256 compared; signature, then manifest: now it is a deployment;
-6. **commit point**: the UKI copied to a place on the ESP where the boot loader does not look, flushed, read back and
-   compared, and renamed into ``EFI/Linux`` with three tries.
+5. UKI and, made out of it, rescue UKI beside the deployment's manifest, SHA-256 of both compared; signature, then
+   manifest: now it is a deployment;
+6. the rescue UKI copied to a place on the ESP where the boot loader does not look, flushed, read back and compared, and
+   renamed into ``EFI/Linux``: one more entry in the menu, behind every deployment's;
+7. **commit point**: the same with the UKI itself, whose name has three tries.
 
-Everything before 6 is invisible to the boot loader.
+Everything before 6 is invisible to the boot loader, and what 6 adds boots only when somebody chooses it, or when nothing
+else is left.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from pathlib import Path
 from freehold import atomic
 from freehold.device import content, loader, prune
 from freehold.device.sysroot import Deployment, Sysroot, UpdateConfig, read_json, record
-from freehold.errors import FreeholdError, NotHereError, VerificationError
+from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.monitor import Monitor, step
-from freehold.update import fetch
-from freehold.update.manifest import Manifest, canonical
+from freehold.update import fetch, parts, rescue_entry
+from freehold.update.manifest import Manifest, Uki, canonical
 
 #: Bytes that stay free on the root file system beside the image (ostree keeps a reserve of its own for objects).
 ROOT_RESERVE = 64 << 20
@@ -146,6 +149,7 @@ def download(sysroot: Sysroot, offer: fetch.Offer, config: UpdateConfig, monitor
         atomic.fsync_directory(sysroot.deployments)
     with step(monitor, "fetching kernel"):
         _fetch_uki(directory, manifest, f"{base}/uki.efi", monitor)
+        _fetch_rescue(directory, manifest, f"{base}/{rescue_entry.PARTS}")
     atomic.write(directory / "signer", offer.signer + "\n")
     atomic.write(directory / "manifest.json.sig", offer.signature)
     # Last: a directory without a manifest is no deployment.
@@ -153,15 +157,26 @@ def download(sysroot: Sysroot, offer: fetch.Offer, config: UpdateConfig, monitor
 
 
 def commit(sysroot: Sysroot, manifest: Manifest) -> loader.Entry:
-    """Step 6: make the downloaded deployment of ``manifest`` the next to boot."""
+    """Steps 6 and 7: make the downloaded deployment of ``manifest`` the next to boot."""
     entry = loader.Entry(manifest.version, manifest.id, loader.TRIES)
-    source = sysroot.deployments / manifest.id / "uki.efi"
+    directory = sysroot.deployments / manifest.id
+    rescue = loader.Rescue(manifest.version, manifest.id)
+    _place(sysroot, directory / rescue_entry.FILE, manifest.rescue, rescue.name)
+    _place(sysroot, directory / "uki.efi", manifest.uki, entry.name)
+    # The commit point is passed. Both stay beside the manifest: what a wiped boot partition is made from again.
+    record(sysroot, "staged", id=manifest.id, version=manifest.version)
+    return entry
+
+
+def _place(sysroot: Sysroot, source: Path, wanted: Uki, name: str) -> None:
+    """Bring one boot image onto the ESP under ``name``, durably and whole or not at all."""
+    target = sysroot.esp / loader.LINUX / name
     scratch = sysroot.esp / prune.ESP_SCRATCH
-    scratch.mkdir(parents=True, exist_ok=True)
-    temporary = scratch / f"{manifest.id}.tmp"
+    temporary = scratch / f"{name}.tmp"
     try:
+        scratch.mkdir(parents=True, exist_ok=True)
         _copy(source, temporary)
-        if _sha256(temporary) != manifest.uki.sha256:
+        if _sha256(temporary) != wanted.sha256:
             raise FreeholdError(
                 f"{temporary} does not read back as it was written", hint="check the disk; the machine is unchanged"
             )
@@ -171,10 +186,7 @@ def commit(sysroot: Sysroot, manifest: Manifest) -> loader.Entry:
             f"the boot partition cannot be written: {error.strerror}", hint="the machine is unchanged"
         ) from None
     atomic.fsync_directory(scratch)
-    loader.move(temporary, sysroot.esp / loader.LINUX / entry.name)
-    # The commit point is passed. The UKI stays beside the manifest: what a wiped boot partition is made from again.
-    record(sysroot, "staged", id=manifest.id, version=manifest.version)
-    return entry
+    loader.move(temporary, target)
 
 
 def _refused(message: str, hint: str | None) -> VerificationError:
@@ -182,8 +194,11 @@ def _refused(message: str, hint: str | None) -> VerificationError:
 
 
 def _shortage(sysroot: Sysroot, manifest: Manifest) -> str:
-    for path, need in ((sysroot.root, manifest.image_size + manifest.uki.size + ROOT_RESERVE),
-                       (sysroot.esp, manifest.uki.size + ESP_RESERVE)):  # fmt: skip
+    kernels = manifest.uki.size + manifest.rescue.size
+    for path, need in (
+        (sysroot.root, manifest.image_size + kernels + ROOT_RESERVE),
+        (sysroot.esp, kernels + ESP_RESERVE),
+    ):
         free = prune.free_bytes(path)
         if free < need:
             return f"{path} has {free >> 20} MiB free, {(need >> 20) + 1} MiB are needed"
@@ -230,6 +245,21 @@ def _fetch_uki(directory: Path, manifest: Manifest, url: str, monitor: Monitor) 
         temporary.unlink()
         raise VerificationError(f"{url}: not the kernel image that the manifest names", hint=fetch.UNCHANGED)
     atomic.publish(temporary, target)
+
+
+def _fetch_rescue(directory: Path, manifest: Manifest, url: str) -> None:
+    """The rescue UKI out of the UKI that is here and verified, and what the server has more."""
+    target = directory / rescue_entry.FILE
+    if target.is_file() and _sha256(target) == manifest.rescue.sha256:
+        return
+    described = fetch.fetch(url, parts.LIMIT)
+    try:
+        made = parts.rebuild((directory / "uki.efi").read_bytes(), described, manifest.rescue.size)
+    except InputError as error:
+        raise VerificationError(f"{url}: {error.message}", hint=fetch.UNCHANGED) from None
+    if hashlib.sha256(made).hexdigest() != manifest.rescue.sha256:
+        raise VerificationError(f"{url}: not the rescue image that the manifest names", hint=fetch.UNCHANGED)
+    atomic.write(target, made)
 
 
 def _copy(source: Path, target: Path) -> None:

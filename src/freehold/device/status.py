@@ -95,7 +95,14 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
     if boot.get("rescue") is True:
         messages.append(IN_RESCUE)
     if intent.get("state") == "invalid":
-        messages.append("the standing intent is not valid: this machine locks itself until it is replaced")
+        remembered = boot.get("remembered")
+        if isinstance(remembered, dict) and remembered.get("overruled") is True:
+            messages.append(
+                f"the owner's intent is gone, or older than number {remembered.get('serial')}, which the TPM remembers: this"
+                " machine stays locked until a newer one comes (rescue entry), or the TPM is cleared in the firmware"
+            )
+        else:
+            messages.append("the standing intent is not valid: this machine locks itself until it is replaced")
     wanted = intent.get("lock") if intent.get("state") == "valid" else None
     if wanted in ("audit", "locked") and mode == "open":
         messages.append(f"the intent says {wanted}, but no guard enforces it")

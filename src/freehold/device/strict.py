@@ -2,8 +2,10 @@
 """Deployments that the owner signs elsewhere: the request a machine writes, the answer that comes back. Pure.
 
 The request holds the very bytes that are to be signed, not digests of them: what the owner's computer shows is taken out
-of the kernel image and the manifest that it then signs. File: one line ``freehold-derivation 1 N M``, N bytes of JSON, M
-bytes of unsigned UKI. The answer is JSON. Both have limits and one spelling (docs/derived.md).
+of the kernel image and the manifest that it then signs. The rescue image is the kernel image with another command line,
+which the request names: both sides make it (:func:`freehold.device.derive.rescue_image`). File: one line
+``freehold-derivation 1 N M``, N bytes of JSON, M bytes of unsigned UKI. The answer is JSON. Both have limits and one
+spelling (docs/derived.md).
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import json
 import re
 from typing import NamedTuple
 
-from freehold.device.derive import Signatures, Unsigned, completed, sign_uki
+from freehold.device import derive
+from freehold.device.derive import Signatures, Unsigned
 from freehold.errors import InputError
 from freehold.keys.x509 import Signer
 from freehold.lock import intent as intents
 from freehold.lock import requests
 from freehold.lock.intent import Intent
 from freehold.seal import pe
+from freehold.update import rescue_entry
 from freehold.update.manifest import UKI_LIMIT, Manifest, canonical, parse_manifest, serialize_manifest
 
 MAGIC = b"freehold-derivation 1 "
@@ -54,6 +58,7 @@ def pack(ask: Ask) -> bytes:
         "intent": intents.serialize(ask.intent).decode() if ask.intent else "",
         "requests": ask.text.decode(),
         "manifest": serialize_manifest(ask.unsigned.manifest).decode(),
+        "rescue": command_line(ask.unsigned.rescue),
     })  # fmt: skip
     return MAGIC + f"{len(header)} {len(ask.unsigned.uki)}\n".encode() + header + ask.unsigned.uki
 
@@ -66,16 +71,17 @@ def unpack(data: bytes) -> Ask:
     length, size = int(first[1]), int(first[2])
     if length > HEADER_LIMIT or len(data) != first.end() + length + size:
         raise _bad("its length is not what it says")
-    fields = _fields(data[first.end() : first.end() + length], ("intent", "requests", "manifest"))
+    fields = _fields(data[first.end() : first.end() + length], ("intent", "requests", "manifest", "rescue"))
     uki = data[first.end() + length :]
     text = fields["requests"].encode()
     intent = intents.parse(fields["intent"].encode()) if fields["intent"] else None
     manifest = parse_manifest(fields["manifest"].encode())
-    _consistent(intent, text, manifest, uki)
-    return Ask(intent, text, Unsigned(manifest, uki, pe.digest(pe.parse(uki))))
+    rescue = fields["rescue"]
+    _consistent(intent, text, manifest, uki, rescue)
+    return Ask(intent, text, Unsigned(manifest, uki, derive.rescue_image(uki, rescue), pe.digest(pe.parse(uki))))
 
 
-def _consistent(intent: Intent | None, text: bytes, manifest: Manifest, uki: bytes) -> None:
+def _consistent(intent: Intent | None, text: bytes, manifest: Manifest, uki: bytes, rescue: str) -> None:
     listed, derived = requests.parse(text), manifest.derived
     name = requests.name_of(text)
     if derived is None or derived.requests != name or derived.lines != listed.lines:
@@ -87,6 +93,9 @@ def _consistent(intent: Intent | None, text: bytes, manifest: Manifest, uki: byt
     lines = [line.decode("ascii", "replace") for line in pe.parse(uki).contents(".cmdline")]
     if not lines or any(_IMAGE.findall(line) != [manifest.image_digest] for line in lines):
         raise _bad("its kernel image starts another tree than its manifest names")
+    sound = rescue.isascii() and rescue.isprintable() and rescue_entry.is_rescue(rescue)
+    if not sound or _IMAGE.findall(rescue) != [manifest.image_digest] or any(map(rescue_entry.is_rescue, lines)):
+        raise _bad("it has not one command line for the deployment and one for its rescue entry")
 
 
 def command_line(uki: bytes) -> str:
@@ -103,6 +112,7 @@ def describe(ask: Ask) -> list[str]:
     ]
     lines += [f"  {line}" for line in requests.describe(listed)]
     lines += [f"kernel command line: {command_line(ask.unsigned.uki)}"]
+    lines += [f"of the rescue entry: {command_line(ask.unsigned.rescue)}"]
     lines += [f"{len(manifest.packages)} packages, tree {manifest.image_digest[:16]}"]
     lines += [f"WARNING: {warning}" for warning in requests.warnings(listed)]
     return lines
@@ -110,13 +120,13 @@ def describe(ask: Ask) -> list[str]:
 
 def answer(ask: Ask, signer: Signer) -> bytes:
     """Sign everything that ``ask`` asks for."""
-    pkcs7 = sign_uki(ask.unsigned.signature_digest, signer)
-    manifest = completed(ask.unsigned.manifest, pe.attach(ask.unsigned.uki, pkcs7))
+    signatures = derive.sign(ask.unsigned, signer)
     return canonical({
         "format": ANSWER,
         "digest": ask.unsigned.signature_digest.hex(),
-        "uki": base64.b64encode(pkcs7).decode(),
-        "manifest": signer.sign_document(serialize_manifest(manifest)).decode(),
+        "uki": base64.b64encode(signatures.uki).decode(),
+        "rescue": base64.b64encode(signatures.rescue).decode(),
+        "manifest": signatures.manifest.decode(),
         "intent": intents.sign(ask.intent, signer.sign).decode() if ask.intent else "",
     })  # fmt: skip
 
@@ -125,14 +135,15 @@ def parse_answer(data: bytes) -> Answer:
     """The answer in ``data``; :class:`InputError` when it is none. Whether its signatures count is for others to say."""
     if len(data) > MAX_ANSWER_BYTES:
         raise _bad("the answer is too large")
-    fields = _fields(data, ("format", "digest", "uki", "manifest", "intent"))
+    fields = _fields(data, ("format", "digest", "uki", "rescue", "manifest", "intent"))
     try:
-        pkcs7, digest = base64.b64decode(fields["uki"], validate=True), bytes.fromhex(fields["digest"])
+        uki, rescue = (base64.b64decode(fields[name], validate=True) for name in ("uki", "rescue"))
+        digest = bytes.fromhex(fields["digest"])
     except (ValueError, binascii.Error):
         raise _bad("the answer has no signature") from None
     if fields["format"] != ANSWER or len(digest) != 32:
         raise _bad("it is no answer")
-    signatures = Signatures(pkcs7, fields["manifest"].encode(), "")
+    signatures = Signatures(uki, rescue, fields["manifest"].encode(), "")
     return Answer(digest, signatures, fields["intent"].encode() or None)
 
 

@@ -66,10 +66,10 @@ def check(sysroot: Sysroot, options: Options, monitor: Monitor, probe: Probe) ->
     with step(monitor, "looking at deployments and boot entries"):
         boot = verify_deployments.open_esp(sysroot)
         findings += boot.findings
-        found, faults = verify_deployments.deployments(sysroot, boot.entries, keychain)
+        found, faults = verify_deployments.deployments(sysroot, boot, keychain)
         findings += faults
         jobs: list[tuple[int, verify_deployments.Job]] = []
-        sealed: str | None = None
+        sealed = verify_deployments.Sealed()
         for one in found:
             said, more, line = verify_deployments.kernel_images(sysroot, one, booted=one.id == booted)
             findings += said

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,8 @@ from freehold.device.verify_findings import BOOT, Finding, deviation, note
 from freehold.device.verify_kernel import read_regular
 from freehold.errors import FreeholdError, InputError, NotHereError
 from freehold.keys.verify import Keychain, verify_document
-from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, parse_manifest
+from freehold.update import rescue_entry
+from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, Uki, parse_manifest
 
 #: Reads something large through the buffer; what it found, and how many bytes it read.
 Job = Callable[[bytearray], tuple[list[Finding], int]]
@@ -39,13 +40,26 @@ class Found(NamedTuple):
     manifest: Manifest | None
     signer: str
     entries: tuple[loader.Entry, ...]
+    rescues: tuple[loader.Rescue, ...] = ()
 
 
 class Boot(NamedTuple):
     """The boot partition: our entries on it, and findings about everything else there."""
 
     entries: tuple[loader.Entry, ...]
+    rescues: tuple[loader.Rescue, ...]
     findings: tuple[Finding, ...]
+
+
+class Sealed(NamedTuple):
+    """The command lines in a deployment's kernel images on the boot partition; ``None`` where there is none to read."""
+
+    normal: str | None = None
+    rescue: str | None = None
+
+    def of(self, running: str) -> str | None:
+        """The one that belongs to a kernel that was started with ``running``."""
+        return self.rescue if rescue_entry.is_rescue(running) else self.normal
 
 
 def open_esp(sysroot: Sysroot) -> Boot:
@@ -54,23 +68,26 @@ def open_esp(sysroot: Sysroot) -> Boot:
 
     try:
         entries = ensure_esp(sysroot)
+        rescues = loader.rescues(sysroot.esp)
         files = list(_files(sysroot.esp))
     except (NotHereError, OSError) as error:
         said = error.message if isinstance(error, NotHereError) else str(error.strerror)
         return Boot(
             (),
+            (),
             (deviation("boot-partition", BOOT, str(sysroot.esp), "the boot partition", said, "is its disk attached?"),),
         )
-    found = verify_esp.judge_files(files, [one.name for one in entries])
+    names = {one.name for one in loader.both(entries, rescues)}
+    found = verify_esp.judge_files(files, names)
     if len(files) >= verify_esp.MAX_FILES:
         found.append(
             deviation("boot-partition", BOOT, str(sysroot.esp), f"at most {verify_esp.MAX_FILES} files", "more")
         )
-    names = {one.name for one in entries}
     for path in files:
         name = path.rpartition("/")[2]
         # An empty file with an entry's name is none: what a cut in the middle of a rename leaves.
-        if path == f"{loader.LINUX}/{name}" and name not in names and loader.parse(name) is not None:
+        ours = loader.parse(name) is not None or loader.parse_rescue(name) is not None
+        if path == f"{loader.LINUX}/{name}" and name not in names and ours:
             found = [one for one in found if one.object != path]
             found.append(note("leftover", BOOT, path, "", "an empty boot entry", "`freehold cleanup` removes it"))
     try:
@@ -85,7 +102,7 @@ def open_esp(sysroot: Sysroot) -> Boot:
     hashes = [(name, hashlib.sha256(content).hexdigest() if content else "") for name, content in copies]
     sealed = _authenticode(_loader(sysroot.system / _SEALED_LOADER))
     found += verify_esp.judge_loaders(hashes, _authenticode(copies[0][1]), sealed)
-    return Boot(tuple(entries), tuple(found))
+    return Boot(tuple(entries), tuple(rescues), tuple(found))
 
 
 def _files(top: Path) -> Iterator[str]:
@@ -117,9 +134,7 @@ def _authenticode(program: bytes) -> str:
         return ""
 
 
-def deployments(
-    sysroot: Sysroot, entries: Sequence[loader.Entry], keychain: Keychain
-) -> tuple[list[Found], list[Finding]]:
+def deployments(sysroot: Sysroot, boot: Boot, keychain: Keychain) -> tuple[list[Found], list[Finding]]:
     """Every deployment's directory, its manifest verified and its boot entries beside it; the booted one first."""
     booted = sysroot.booted_id()
     try:
@@ -135,14 +150,15 @@ def deployments(
         if not ID.match(name):
             findings.append(note("foreign-file", BOOT, f"deployments/{name}", "", "not a deployment"))
             continue
-        mine = tuple(entry for entry in entries if entry.id == name)
+        mine = tuple(entry for entry in boot.entries if entry.id == name)
+        rescues = tuple(entry for entry in boot.rescues if entry.id == name)
         manifest, signer, faults = _manifest(
-            sysroot.deployments / name, name, keychain, bootable=bool(mine) or name == booted
+            sysroot.deployments / name, name, keychain, bootable=bool(mine or rescues) or name == booted
         )
         findings += faults
-        found.append(Found(name, manifest, signer, mine))
+        found.append(Found(name, manifest, signer, mine, rescues))
     known = {one.id for one in found}
-    for entry in entries:
+    for entry in loader.both(boot.entries, boot.rescues):
         if entry.id not in known:
             path = f"{loader.LINUX}/{entry.name}"
             findings.append(
@@ -204,21 +220,21 @@ def _manifest(
     return manifest, verdict.key if verdict.ok else "", found
 
 
-def kernel_images(
-    sysroot: Sysroot, one: Found, *, booted: bool
-) -> tuple[list[Finding], list[tuple[int, Job]], str | None]:
-    """The boot entries of a deployment: findings, jobs with their sizes, and the command line that the first one seals."""
+def kernel_images(sysroot: Sysroot, one: Found, *, booted: bool) -> tuple[list[Finding], list[tuple[int, Job]], Sealed]:
+    """The boot entries of a deployment: findings, jobs with their sizes, and the command lines that the first ones seal."""
     found: list[Finding] = []
     jobs: list[tuple[int, Job]] = []
-    sealed: str | None = None
+    lines: dict[type, str] = {}
     if not one.entries:
         found += _without_entry(sysroot, one, booted=booted)
     if len(one.entries) > 1:
         names = ", ".join(entry.name for entry in one.entries)
         found.append(note("entry-twice", one.id, names, "one entry", f"{len(one.entries)} entries of one deployment"))
-    for entry in one.entries:
+    if one.entries and not one.rescues:
+        found.append(_without_rescue(one))
+    for entry in loader.both(one.entries, one.rescues):
         path, name = sysroot.esp / loader.LINUX / entry.name, f"{loader.LINUX}/{entry.name}"
-        if entry.state in ("bad", "set-aside"):
+        if isinstance(entry, loader.Entry) and entry.state in ("bad", "set-aside"):
             why = "did not come up healthy" if entry.state == "bad" else "was set aside by a rollback"
             found.append(note("entry-state", one.id, name, "", why))
         if one.manifest is None:
@@ -234,12 +250,19 @@ def kernel_images(
             said = str(error.strerror) if isinstance(error, OSError) else str(error)
             found.append(deviation("uki-format", one.id, name, "a unified kernel image", said, _FIRMWARE))
         else:
-            sealed = sealed or line
+            lines.setdefault(type(entry), line)
             if image_of(line) != one.manifest.image_digest:
                 has = image_of(line) or "no image digest, or more than one"
                 found.append(deviation("uki-image", one.id, name, one.manifest.image_digest, has, _FIRMWARE))
-            jobs.append((size, partial(_uki_bytes, path, name, one.id, one.manifest)))
-    return found, jobs, sealed
+            wanted = one.manifest.uki if isinstance(entry, loader.Entry) else one.manifest.rescue
+            jobs.append((size, partial(_uki_bytes, path, name, one.id, wanted)))
+    return found, jobs, Sealed(lines.get(loader.Entry), lines.get(loader.Rescue))
+
+
+def _without_rescue(one: Found) -> Finding:
+    path = f"{loader.LINUX}/{rescue_entry.PREFIX}*-{one.id}.efi"
+    hint = "`repair-esp` at the console of another rescue entry, or from a stick, brings it back"
+    return deviation("rescue-missing", one.id, path, "the deployment's rescue entry", "none", hint)
 
 
 def _without_entry(sysroot: Sysroot, one: Found, *, booted: bool) -> list[Finding]:
@@ -271,9 +294,7 @@ def _command_line(path: Path) -> tuple[str, int]:
         return verify_pe.command_line(source.read(section.size)), size
 
 
-def _uki_bytes(
-    path: Path, name: str, identity: str, manifest: Manifest, buffer: bytearray
-) -> tuple[list[Finding], int]:
+def _uki_bytes(path: Path, name: str, identity: str, wanted: Uki, buffer: bytearray) -> tuple[list[Finding], int]:
     """FAT keeps no digests, so this one is hashed here."""
     digest = hashlib.sha256()
     done = 0
@@ -286,7 +307,7 @@ def _uki_bytes(
                 done += got
     except OSError as error:
         return [deviation("uki-bytes", identity, name, "a readable file", str(error.strerror), _FIRMWARE)], done
-    if done != manifest.uki.size or digest.hexdigest() != manifest.uki.sha256:
+    if done != wanted.size or digest.hexdigest() != wanted.sha256:
         has = f"{digest.hexdigest()}, {done} bytes"
-        return [deviation("uki-bytes", identity, name, f"SHA-256 {manifest.uki.sha256}", has, _FIRMWARE)], done
+        return [deviation("uki-bytes", identity, name, f"SHA-256 {wanted.sha256}", has, _FIRMWARE)], done
     return [], done

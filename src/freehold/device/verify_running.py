@@ -8,12 +8,13 @@ from pathlib import Path
 
 from freehold.device import verify_keys, verify_machine
 from freehold.device.sysroot import Sysroot, read_bytes, read_text
+from freehold.device.verify_deployments import Sealed
 from freehold.device.verify_findings import MACHINE, Finding, deviation, note
 from freehold.device.verify_kernel import Probe, read_regular
 from freehold.errors import FreeholdError
 from freehold.keys.efi import GLOBAL_VARIABLE, IMAGE_SECURITY_DATABASE, MAX_LIST_BYTES
 from freehold.keys.verify import Keychain
-from freehold.lock import intent
+from freehold.lock import intent, memory
 
 _SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 _SYSTEMD_BOOT = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -22,12 +23,13 @@ _ATTRIBUTES = 4
 _NON_VOLATILE = 1
 
 
-def judge(sysroot: Sysroot, keychain: Keychain, sealed: str | None, kernel: str, probe: Probe) -> list[Finding]:
+def judge(sysroot: Sysroot, keychain: Keychain, lines: Sealed, kernel: str, probe: Probe) -> list[Finding]:
     """Every finding about the running machine.
 
-    ``sealed``: the command line in the booted kernel image; ``kernel``: that kernel's release.
+    ``lines``: the command lines in the booted deployment's kernel images; ``kernel``: that kernel's release.
     """
     running = read_text(sysroot.system / "proc/cmdline", 64 << 10).strip()
+    sealed = lines.of(running)
     standing = standing_of(sysroot, keychain)
     locked = standing.state == "locked"
     found = verify_machine.judge_command_line(running, sealed)
@@ -53,7 +55,11 @@ def standing_of(sysroot: Sysroot, keychain: Keychain) -> intent.Standing:
         signed = None
     except (OSError, FreeholdError):
         signed = b""
-    return intent.judge(signed, keychain=keychain, machine=machine)
+    judged = intent.judge(signed, keychain=keychain, machine=machine)
+    try:
+        return memory.judge(judged, signed, memory.load(owner))
+    except OSError:
+        return judged
 
 
 def _mounts(sysroot: Sysroot, standing: intent.Standing) -> list[Finding]:

@@ -22,7 +22,7 @@ from freehold.device.sysroot import Sysroot, read_bytes
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.keys.verify import Keychain
 from freehold.lock import intent as intents
-from freehold.lock import requests
+from freehold.lock import memory, requests
 from freehold.lock.intent import Intent
 
 _CLOSED = (errno.EPERM, errno.EACCES, errno.EROFS)
@@ -76,7 +76,9 @@ def _signed(path: Path) -> bytes | None:
 def standing(sysroot: Sysroot) -> intents.Standing:
     """The intent in force, verified."""
     keychain = Keychain.from_directory(sysroot.keychain)
-    return intents.judge(_signed(sysroot.root / "owner/intent"), keychain=keychain, machine=machine(sysroot))
+    signed = _signed(sysroot.root / "owner/intent")
+    judged = intents.judge(signed, keychain=keychain, machine=machine(sysroot))
+    return memory.judge(judged, signed, memory.load(sysroot.root / "owner"))
 
 
 def newest(sysroot: Sysroot) -> tuple[Intent | None, bool]:
@@ -189,9 +191,11 @@ def propose(sysroot: Sysroot, text: bytes) -> Intent:
     """
     current, _ = newest(sysroot)
     name, now = requests.name_of(text), int(time.time())
+    # Above what the TPM remembers: a number that was used is not used again.
+    least = standing(sysroot).after + 1
     if current is None:
-        return Intent(machine=machine(sysroot), serial=1, lock="open", since=now, requests=name)
-    return dataclasses.replace(current, serial=current.serial + 1, since=now, requests=name, floor=None)
+        return Intent(machine=machine(sysroot), serial=least, lock="open", since=now, requests=name)
+    return dataclasses.replace(current, serial=max(least, current.serial + 1), since=now, requests=name, floor=None)
 
 
 def check(sysroot: Sysroot, signed: bytes) -> Intent:

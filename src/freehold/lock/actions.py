@@ -28,7 +28,7 @@ from freehold.boot import machine_files, prepare
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.keys.kernel import measure_verity
 from freehold.keys.verify import Keychain
-from freehold.lock import etc, floor, guard, intent, mounts
+from freehold.lock import etc, floor, guard, intent, memory, mounts
 from freehold.lock.intent import Intent
 
 ETC = Path("/etc")
@@ -67,10 +67,11 @@ def keychain() -> Keychain:
 
 
 def standing() -> intent.Standing:
-    """The intent in force on the disk, verified."""
+    """The intent in force on the disk, verified, as far as the TPM's memory allows."""
     path = OWNER / "intent"
     signed = path.read_bytes()[: intent.MAX_SIGNED_BYTES + 1] if path.exists() else None
-    return intent.judge(signed, keychain=keychain(), machine=machine_id())
+    judged = intent.judge(signed, keychain=keychain(), machine=machine_id())
+    return memory.judge(judged, signed, memory.load(OWNER))
 
 
 def waiting() -> tuple[Intent | None, bool]:

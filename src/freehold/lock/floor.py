@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from freehold.errors import VerificationError
+from freehold.lock import memory
 from freehold.lock.intent import MAX_NUMBER, MAX_SIGNED_BYTES, Standing, judge
 
 MAX_BYTES = 96
@@ -31,7 +32,7 @@ class Known(NamedTuple):
     """What holds for the next boot. ``floor`` is in force only where ``locked``.
 
     ``named`` is what the standing intent says (``None``: nothing), ``raised`` what the machine keeps beside it, and
-    ``serial`` the highest intent that is known.
+    ``serial`` the highest intent that is known, the TPM's memory included.
     """
 
     locked: bool
@@ -64,7 +65,7 @@ def judge_floor(standing: Standing, copy: Copy | None) -> Known:
     raised, serial = copy if copy is not None else (0, 0)
     if intent is not None and named is not None and (copy is None or serial < intent.serial):
         raised = named
-    highest = max(serial, intent.serial if intent is not None else 0)
+    highest = max(serial, standing.after, intent.serial if intent is not None else 0)
     return Known(standing.state == "locked", max(raised, named or 0), named, raised, highest)
 
 
@@ -84,6 +85,7 @@ def known(owner: Path, keychain: Path) -> Known:
         standing = judge(None, keychain=Keychain(()), machine=machine)
     else:
         standing = judge(signed, keychain=Keychain.from_directory(keychain), machine=machine)
+    standing = memory.judge(standing, signed, memory.load(owner))
     return judge_floor(standing, parse(_read(owner / "floor", MAX_BYTES) or b""))
 
 

@@ -71,12 +71,16 @@ class Intent:
 
 @dataclass(frozen=True)
 class Standing:
-    """What a machine has to do at boot: ``state`` always says it, ``intent`` only when one is valid."""
+    """What a machine has to do at boot: ``state`` always says it, ``intent`` only when one is valid.
+
+    ``after``: what follows needs a higher serial than this one, which the TPM remembers (docs/memory.md); 0: none.
+    """
 
     state: Lock
     intent: Intent | None
     key: str
     reason: str
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,8 @@ def judge_offer(standing: Standing, signed: bytes, *, keychain: Keychain, machin
         return Offer(False, None, fault)
     if standing.intent is not None and not supersedes(standing.intent, intent):
         return Offer(False, None, f"its serial {intent.serial} is not higher than {standing.intent.serial}")
+    if standing.state == "locked" and intent.serial <= standing.after and standing.intent is None:
+        return Offer(False, None, f"its serial {intent.serial} is not higher than {standing.after}, which the TPM remembers")
     return Offer(True, intent, f"serial {intent.serial}")
 
 

@@ -135,6 +135,8 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
     }[wanted.lock]
     if kept is not None and kept.keeper == "tpm2":
         text += "\nThe device key is sealed by the TPM for boots that begin locked: it is there from the next boot on."
+    if wanted.lock == "locked" and actions.boot_floor().get("tpm") not in (None, "none"):
+        text += "\nReboot when it suits: until the next start the TPM does not know of the lock (docs/memory.md)."
     shown = {"keeper": kept.keeper, "sha256": kept.sha256, "not_after": kept.not_after} if kept else None
     data: dict[str, object] = {
         "schema": "freehold-lock-1", "state": wanted.lock, "serial": wanted.serial, "wanted": wanted_lock,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making a boot partition whole again from what the root file system has.
 
-What goes there is verified before: a UKI has the SHA-256 that its deployment's signed manifest names, the boot loader
-is the one that this very system was started by. Firmware verifies both again.
+What goes there is verified before: a UKI, normal or rescue, has the SHA-256 that its deployment's signed manifest names, the
+boot loader is the one that this very system was started by. Firmware verifies both again.
 
 Order, so that a cut leaves a boot partition no worse than before: the UKIs, each under a name that the boot loader does
 not look at and then renamed; the boot loader's configuration; the boot loader itself, whose presence makes the rest count.
@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 from freehold import atomic
 from freehold.device import loader, prune
-from freehold.device.loader import Entry
+from freehold.device.loader import Entry, Rescue
 from freehold.device.sysroot import Deployment, Sysroot, read_bytes
 from freehold.errors import FreeholdError, InputError
 from freehold.keys.verify import Keychain, verify_document
-from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT
+from freehold.update import rescue_entry
+from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, Uki
 
 LOADERS = ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi")
 LOADER_LIMIT = 16 << 20
@@ -85,6 +86,11 @@ def entries(esp: Path) -> list[Entry]:
     return loader.listing(esp) if (esp / loader.LINUX).is_dir() else []
 
 
+def kernel_images(manifest: Manifest) -> tuple[tuple[str, Uki], ...]:
+    """The boot images beside a manifest: file name, and what the manifest says of it."""
+    return (rescue_entry.FILE, manifest.rescue), ("uki.efi", manifest.uki)
+
+
 def plan(sysroot: Sysroot, keychain: Keychain, boot_loader: Path | None) -> Plan:
     """What ``sysroot.esp`` lacks. ``boot_loader``: a good one, or ``None`` to use the copy that is there."""
     steps: list[Step] = []
@@ -92,18 +98,24 @@ def plan(sysroot: Sysroot, keychain: Keychain, boot_loader: Path | None) -> Plan
     found = entries(sysroot.esp)
     for deployment in good:
         manifest = deployment.manifest
-        wanted = manifest.uki.sha256
-        mine = [entry for entry in found if entry.id == deployment.id]
-        if any(sha256(sysroot.esp / loader.LINUX / entry.name, UKI_LIMIT) == wanted for entry in mine):
-            continue
-        copy = sysroot.deployments / deployment.id / "uki.efi"
-        if sha256(copy, UKI_LIMIT) != wanted:
-            complaints.append(f"{manifest.version} ({deployment.id}): no sound copy of its boot image is on this disk")
-            continue
+        directory = sysroot.deployments / deployment.id
         # A damaged one keeps its name, and so its place and its tries.
-        entry = mine[0] if mine else Entry(manifest.version, manifest.id, loader.TRIES)
-        why = "damaged" if mine else "missing"
-        steps.append(Step(f"{loader.LINUX}/{entry.name}", copy, f"the boot image of {manifest.version} is {why}"))
+        mine = [entry for entry in found if entry.id == deployment.id]
+        named = {
+            "uki.efi": [entry.name for entry in mine] or [Entry(manifest.version, manifest.id, loader.TRIES).name],
+            rescue_entry.FILE: [Rescue(manifest.version, manifest.id).name],
+        }
+        for file, wanted in kernel_images(manifest):
+            what = "boot" if file == "uki.efi" else "rescue"
+            targets = [f"{loader.LINUX}/{name}" for name in named[file]]
+            if any(sha256(sysroot.esp / target, UKI_LIMIT) == wanted.sha256 for target in targets):
+                continue
+            if sha256(directory / file, UKI_LIMIT) != wanted.sha256:
+                said = f"no sound copy of its {what} image is on this disk"
+                complaints.append(f"{manifest.version} ({deployment.id}): {said}")
+                continue
+            why = "damaged" if (sysroot.esp / targets[0]).exists() else "missing"
+            steps.append(Step(targets[0], directory / file, f"the {what} image of {manifest.version} is {why}"))
     for name, text in CONFIGURATION.items():
         if not (sysroot.esp / name).is_file() or not (sysroot.esp / name).stat().st_size:
             steps.append(Step(name, text.encode(), "missing"))

@@ -6,9 +6,9 @@
 1. content into the disk's repository, then its ref, then fs-verity on every object; objects that are there but cannot be
    read, or are something else, are replaced by the stick's;
 2. the metadata image under a temporary name, fsverity on, digest compared, renamed;
-3. the UKI beside the manifest, signature, then manifest: now it is a deployment, and nothing boots it;
-4. **commit point**: the UKI onto the boot partition with three tries; then what sorts before it is set aside, and
-   the boot loader is made whole.
+3. UKI and rescue UKI beside the manifest, signature, then manifest: now it is a deployment, and nothing boots it;
+4. the rescue UKI onto the boot partition, then, **commit point**, the UKI with three tries; then what sorts before it is set
+   aside, and the boot loader is made whole.
 
 ``adopt`` goes on, so that a cut leaves a machine that is *locked*, not open: after 4 the old intent stands, which the new
 keychain does not believe.
@@ -33,7 +33,7 @@ from freehold.device import content, loader, prune, stage
 from freehold.device.sysroot import Deployment, Sysroot, record
 from freehold.errors import FreeholdError, InputError, VerificationError
 from freehold.keys.verify import Keychain
-from freehold.lock import intent
+from freehold.lock import intent, memory
 from freehold.lock.intent import Intent, Standing
 from freehold.monitor import Monitor, step
 from freehold.rescue import esp, merge
@@ -41,6 +41,11 @@ from freehold.update.manifest import UKI_LIMIT, Manifest
 
 #: What of the owner's directory says whose the machine is, in the order in which it goes: the intent last.
 ASIDE = ("inbox/intent", "owner/floor", "owner/intent")
+#: Said where the disk's own TPM remembers the lock: it does not let a machine go whose intent is gone (docs/memory.md).
+CLEAR_TPM = (
+    "this machine's TPM remembers that it was locked, and keeps it locked: clear the TPM in the firmware's setup"
+    " (or, started from the stick on that machine: tpm2_nvundefine -C o 0x01846668)"
+)
 #: A deployment is a few hundred files on top of what both have; a disk that is nearly full is told beforehand.
 CONTENT_RESERVE = 1 << 30
 
@@ -59,10 +64,10 @@ class Source(NamedTuple):
 def source_of(running: Sysroot) -> Source:
     """What runs here, verified. Raises :class:`VerificationError` when its parts are not what was signed."""
     deployment = stage.running_manifest(running)
-    manifest = deployment.manifest
-    uki = running.deployments / deployment.id / "uki.efi"
-    if esp.sha256(uki, UKI_LIMIT) != manifest.uki.sha256:
-        raise VerificationError(f"{uki} is not the boot image that its manifest names", hint="make the stick anew")
+    for name, wanted in esp.kernel_images(deployment.manifest):
+        path = running.deployments / deployment.id / name
+        if esp.sha256(path, UKI_LIMIT) != wanted.sha256:
+            raise VerificationError(f"{path} is not the boot image that its manifest names", hint="make the stick anew")
     return Source(running, deployment, running.esp / esp.LOADERS[0])
 
 
@@ -72,7 +77,7 @@ def judge_standing(target: Sysroot, keychain: Keychain) -> Standing:
     path = root / "intent"
     signed = path.read_bytes()[: intent.MAX_SIGNED_BYTES + 1] if path.is_file() else None
     machine = (root / "id").read_text().strip() if (root / "id").is_file() else ""
-    return intent.judge(signed, keychain=keychain, machine=machine)
+    return memory.judge(intent.judge(signed, keychain=keychain, machine=machine), signed, memory.load(root))
 
 
 def check_install(target: Sysroot, source: Source) -> None:
@@ -88,9 +93,10 @@ def check_install(target: Sysroot, source: Source) -> None:
 
 def check_room(target: Sysroot, manifest: Manifest) -> None:
     """Raise :class:`FreeholdError` when the disk has no room for the release."""
+    kernels = manifest.uki.size + manifest.rescue.size
     for path, need in (
-        (target.root, manifest.image_size + manifest.uki.size + CONTENT_RESERVE),
-        (target.esp, manifest.uki.size + stage.ESP_RESERVE),
+        (target.root, manifest.image_size + kernels + CONTENT_RESERVE),
+        (target.esp, kernels + stage.ESP_RESERVE),
     ):
         free = prune.free_bytes(path)
         if free < need:
@@ -103,8 +109,8 @@ def install_steps(source: Source) -> list[str]:
     return [
         f"copy the content of {manifest.version} ({manifest.id}) into the disk's repository",
         f"copy its image {manifest.image_digest[:16]} and enable fs-verity on it",
-        "copy its boot image and manifest: a new deployment",
-        "copy its boot image to the boot partition: it boots next, three tries",
+        "copy its boot image, rescue image and manifest: a new deployment",
+        "copy both images to the boot partition: it boots next, three tries",
         "set aside what would boot before it, complete the boot loader",
         "leave /var, the owner's directory and the other deployments as they are",
     ]
@@ -127,12 +133,14 @@ def install(target: Sysroot, source: Source, monitor: Monitor) -> loader.Entry:
     directory.mkdir(exist_ok=True)
     atomic.fsync_directory(target.deployments)
     mine = source.sysroot.deployments / manifest.id
-    if esp.sha256(directory / "uki.efi", UKI_LIMIT) != manifest.uki.sha256:
-        temporary = directory / f"{atomic.TEMPORARY_PREFIX}uki.efi"
-        shutil.copyfile(mine / "uki.efi", temporary)
-        if esp.sha256(temporary, UKI_LIMIT) != manifest.uki.sha256:
+    for name, wanted in esp.kernel_images(manifest):
+        if esp.sha256(directory / name, UKI_LIMIT) == wanted.sha256:
+            continue
+        temporary = directory / f"{atomic.TEMPORARY_PREFIX}{name}"
+        shutil.copyfile(mine / name, temporary)
+        if esp.sha256(temporary, UKI_LIMIT) != wanted.sha256:
             raise FreeholdError(f"{temporary} does not read back as it was written", hint="check the disk")
-        atomic.publish(temporary, directory / "uki.efi")
+        atomic.publish(temporary, directory / name)
     atomic.write(directory / "signer", source.deployment.signer + "\n")
     for name in ("manifest.json.sig", "manifest.json"):
         atomic.write(directory / name, (mine / name).read_bytes())
@@ -212,10 +220,18 @@ def _make_next(target: Sysroot, source: Source, manifest: Manifest) -> loader.En
     switch = loader.plan_boot(esp.entries(target.esp), manifest.id)
     loader.apply(target.esp, switch)
     wanted = esp.plan(target, Keychain.from_directory(source.sysroot.keychain), source.boot_loader)
-    # Only what makes the new one boot; old, damaged entries are repair-esp's.
-    esp.carry_out(target.esp, esp.Plan(tuple(one for one in wanted.steps if not one.target.startswith(loader.LINUX)), ()))
+    # Only what makes the new one boot, and its rescue entry; old, damaged entries are repair-esp's.
+    rescue = f"{loader.LINUX}/{loader.Rescue(manifest.version, manifest.id).name}"
+    own = [one for one in wanted.steps if one.target == rescue or not one.target.startswith(loader.LINUX)]
+    esp.carry_out(target.esp, esp.Plan(tuple(own), ()))
     record(target, "rescue-install", id=manifest.id, version=manifest.version)
     return switch.chosen
+
+
+def remembers_lock(target: Sysroot) -> bool:
+    """Whether the disk's machine noted at its last boot that its TPM remembers a lock."""
+    known = memory.load(target.root / "owner")
+    return known is not None and known.lock == "locked"
 
 
 def old_intent(target: Sysroot) -> Intent | None:
@@ -235,7 +251,8 @@ def adopt_steps(source: Source, target: Sysroot) -> list[str]:
     if old is not None:
         steps.append(f"put the /etc of the intent number {old.serial} together for an open machine; older layers stay")
     steps += [f"set {name} aside under a name with today's date" for name in named]
-    return [*steps, "then the machine starts open, under this stick's keychain"]
+    steps.append("then the machine starts open, under this stick's keychain")
+    return [*steps, CLEAR_TPM] if remembers_lock(target) else steps
 
 
 def adopt(target: Sysroot, monitor: Monitor, with_image: WithImage, *, factory: Path, now: float | None = None) -> list[str]:

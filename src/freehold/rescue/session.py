@@ -12,7 +12,7 @@ from freehold.device import loader
 from freehold.device.sysroot import Sysroot, read_text, record
 from freehold.errors import FreeholdError, NotHereError
 from freehold.keys.verify import Keychain
-from freehold.lock import intent
+from freehold.lock import intent, memory
 from freehold.lock.intent import Intent, Standing
 from freehold.rescue import credential, esp, view, wish
 from freehold.rescue.credential import Owner
@@ -67,7 +67,8 @@ class Session:
         """The intent in force at this boot."""
         path = self.sysroot.root / "owner/intent"
         signed = path.read_bytes()[: intent.MAX_SIGNED_BYTES + 1] if path.exists() else None
-        return intent.judge(signed, keychain=self.keychain, machine=self.machine())
+        judged = intent.judge(signed, keychain=self.keychain, machine=self.machine())
+        return memory.judge(judged, signed, memory.load(self.sysroot.root / "owner"))
 
     def standing(self) -> Standing:
         """The intent in force at the next boot, if nothing more is done."""

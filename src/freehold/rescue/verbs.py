@@ -172,6 +172,7 @@ def _install(options: argparse.Namespace, monitor: Monitor, *, adopt: bool) -> R
         if adopt:
             moved = work.adopt(machine, monitor, _with_image, factory=Path("/usr/etc"))
             steps += [f"set aside: {name}" for name in moved]
+            steps += [work.CLEAR_TPM] if work.remembers_lock(machine) else []
     after = "start it and lock it with your own key: freehold lock" if adopt else "start the machine"
     return _report(verb, found.disk, steps, done=True, next_step=f"power off, take the stick out, {after} ({entry.version})")
 

@@ -112,14 +112,17 @@ def verify(sysroot: Sysroot, keychain: Keychain) -> list[str]:
         faults = []
         if _measured(sysroot, sysroot.images / manifest.image_digest) != manifest.image_digest:
             faults.append("its image is missing or not the one that was signed")
-        copy = sysroot.deployments / deployment.id / "uki.efi"
-        if esp.sha256(copy, UKI_LIMIT) != manifest.uki.sha256:
-            faults.append("no sound copy of its boot image beside its manifest")
+        for name, wanted in esp.kernel_images(manifest):
+            if esp.sha256(sysroot.deployments / deployment.id / name, UKI_LIMIT) != wanted.sha256:
+                faults.append(f"no sound copy of its {'boot' if name == 'uki.efi' else 'rescue'} image beside its manifest")
         mine = [entry for entry in found if entry.id == deployment.id]
         if not any(
             esp.sha256(sysroot.esp / loader.LINUX / one.name, UKI_LIMIT) == manifest.uki.sha256 for one in mine
         ):
             faults.append("no sound boot image on the boot partition")
+        rescue = sysroot.esp / loader.LINUX / loader.Rescue(manifest.version, manifest.id).name
+        if esp.sha256(rescue, UKI_LIMIT) != manifest.rescue.sha256:
+            faults.append("no sound rescue image on the boot partition")
         mark = "BAD   " if faults else "good  "
         lines.append(f"{mark}{manifest.version} ({deployment.id}){': ' if faults else ''}{'; '.join(faults)}")
     return lines or ["BAD   there is no deployment"]

@@ -23,13 +23,14 @@ def base(standing: Standing, machine: str, now: int, known: int | None = None) -
     writable /etc of an older one back.
     """
     current = standing.intent
+    if max(standing.after, current.serial if current is not None else 0) >= MAX_NUMBER:
+        raise InputError("the intent's number cannot rise any more", hint='docs/getting-back-in.md, "Lost owner key"')
     if current is None:
         return Intent(
-            machine=machine, serial=max(1, now) if standing.state == "locked" else 1, lock=standing.state, since=now
-        )
-    if current.serial >= MAX_NUMBER:
-        raise InputError("the intent's number cannot rise any more", hint='docs/getting-back-in.md, "Lost owner key"')
-    follows = replace(current, serial=current.serial + 1, since=now)
+            machine=machine, serial=max(standing.after + 1, now if standing.state == "locked" else 1),
+            lock=standing.state, since=now,
+        )  # fmt: skip
+    follows = replace(current, serial=max(current.serial, standing.after) + 1, since=now)
     return replace(follows, floor=known) if known is not None and known > (current.floor or 0) else follows
 
 

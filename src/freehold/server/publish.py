@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``freehold publish``: a release becomes static files that any web server can carry.
 
+The rescue image is published as what it has that the normal one has not: they share kernel and initrd.
+
 Order: objects, then the release's files, then the stream's pointer, so that whoever reads the pointer finds all it
 leads to. Running it again is harmless and completes what was interrupted. Published releases never change.
 """
@@ -20,10 +22,12 @@ from freehold.errors import InputError
 from freehold.keys.formats import parse_signature
 from freehold.monitor import Monitor, step
 from freehold.run import Argument, Completed
+from freehold.update import parts, rescue_entry
 from freehold.update.manifest import (
     MANIFEST_LIMIT,
     SIGNATURE_LIMIT,
     STREAM_LIMIT,
+    UKI_LIMIT,
     Manifest,
     Stream,
     parse_manifest,
@@ -33,7 +37,10 @@ from freehold.update.manifest import (
     stream_valid,
 )
 
-FILES = ("manifest.json", "manifest.json.sig", "image", "uki.efi")
+#: What a release consists of.
+FILES = ("manifest.json", "manifest.json.sig", "image", "uki.efi", rescue_entry.FILE)
+#: What is published of it.
+PUBLISHED = ("manifest.json", "manifest.json.sig", "image", "uki.efi", rescue_entry.PARTS)
 #: Objects are compressed once, on the publisher's machine; level 1 is nearly as small and much faster.
 ZLIB_LEVEL = 1
 
@@ -52,6 +59,11 @@ class Release:
     directory: Path
     manifest: Manifest
     manifest_bytes: bytes
+    rescue_parts: bytes
+
+    def content(self, name: str) -> bytes:
+        """What is published as ``name``."""
+        return self.rescue_parts if name == rescue_entry.PARTS else (self.directory / name).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -77,15 +89,22 @@ def load_release(directory: Path) -> Release:
         faults.append(f"image: not {manifest.image_size} bytes")
     elif digest_file(directory / "image").hex() != manifest.image_digest:
         faults.append("image: another digest than the manifest says")
-    if sha256(_read(directory / "uki.efi", manifest.uki.size)) != manifest.uki.sha256:
-        faults.append("uki.efi: another digest than the manifest says")
+    for name, wanted in (("uki.efi", manifest.uki), (rescue_entry.FILE, manifest.rescue)):
+        if (directory / name).stat().st_size != wanted.size:
+            faults.append(f"{name}: not {wanted.size} bytes")
+        elif sha256(_read(directory / name, wanted.size)) != wanted.sha256:
+            faults.append(f"{name}: another digest than the manifest says")
     try:
         parse_signature(_read(directory / "manifest.json.sig", SIGNATURE_LIMIT))
     except (ValueError, InputError) as error:
         faults.append(f"manifest.json.sig: {error}")
     if faults:
         raise InputError(f"the release in {directory} is damaged: {faults[0]}", faults=faults, hint="build it again")
-    return Release(directory, manifest, data)
+    normal, rescue = (_read(directory / name, UKI_LIMIT) for name in ("uki.efi", rescue_entry.FILE))
+    described = parts.describe(normal, rescue)
+    if len(described) > parts.LIMIT or parts.rebuild(normal, described, len(rescue)) != rescue:
+        raise InputError(f"the rescue image in {directory} is not made from its uki.efi", hint="build it again")
+    return Release(directory, manifest, data, described)
 
 
 def publish(
@@ -151,8 +170,8 @@ def _objects(commit: str, source: Path, repo: Path, runner: Runner) -> None:
 
 def _files(release: Release, directory: Path) -> bool:
     if directory.is_dir():
-        for name in FILES:
-            if sha256((directory / name).read_bytes()) != sha256((release.directory / name).read_bytes()):
+        for name in PUBLISHED:
+            if sha256((directory / name).read_bytes()) != sha256(release.content(name)):
                 raise InputError(
                     f"another release was published as {release.manifest.version} ({directory / name} differs)",
                     hint="published releases never change: build with a higher version",
@@ -162,8 +181,8 @@ def _files(release: Release, directory: Path) -> bool:
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir()
-    for name in FILES:
-        shutil.copyfile(release.directory / name, temporary / name)
+    for name in PUBLISHED:
+        (temporary / name).write_bytes(release.content(name))
         (temporary / name).chmod(0o644)
         _flush(temporary / name)
     atomic.fsync_directory(temporary)

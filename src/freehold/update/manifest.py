@@ -35,8 +35,8 @@ _PACKAGES_LIMIT = 50_000
 _LINES_LIMIT = 512
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
-#: No "+", which begins the boot counter in file names on the ESP; nothing that FAT refuses.
-_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^_-]{0,63}\Z")
+#: No "+", which begins the boot counter in file names on the ESP; nothing that FAT refuses; not how rescue entries begin.
+_VERSION = re.compile(r"(?!(?i:rescue)(?:-|\Z))[0-9A-Za-z][0-9A-Za-z.~^_-]{0,63}\Z")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _LINE = re.compile(r"[ -~]{1,1024}\Z")
 _WORD = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~:_-]{0,127}\Z")
@@ -44,7 +44,7 @@ _FILE = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~^_-]{0,127}\Z")
 
 
 class Uki(NamedTuple):
-    """The unified kernel image of a release: file name, sha256 (hex) and size in bytes."""
+    """A unified kernel image of a release, the normal or the rescue one: file name, sha256 (hex) and size in bytes."""
 
     name: str
     sha256: str
@@ -77,6 +77,7 @@ class Manifest(NamedTuple):
     image_digest: str
     image_size: int
     uki: Uki
+    rescue: Uki
     timestamp: int
     number: int
     architecture: str
@@ -132,7 +133,8 @@ def serialize_manifest(manifest: Manifest) -> bytes:
             "commit": manifest.commit,
             "image_digest": manifest.image_digest,
             "image_size": manifest.image_size,
-            "uki": {"name": manifest.uki.name, "sha256": manifest.uki.sha256, "size": manifest.uki.size},
+            "uki": manifest.uki._asdict(),
+            "rescue": manifest.rescue._asdict(),
             "timestamp": manifest.timestamp,
             "number": manifest.number,
             "architecture": manifest.architecture,
@@ -221,19 +223,14 @@ def _load(data: bytes, what: str, limit: int, wanted: str) -> _Reader:
 def parse_manifest(data: bytes) -> Manifest:
     """Read manifest bytes; :class:`InputError` lists every fault."""
     reader = _load(data, "release manifest", MANIFEST_LIMIT, MANIFEST_FORMAT)
-    nested = reader.fields.get("uki")
-    uki = _Reader("uki", nested if isinstance(nested, dict) else {})
     result = Manifest(
         name=reader.text("name", _NAME, meaning="a name"),
         version=reader.text("version", _VERSION, meaning="a version (letters, digits and .~^_-)"),
         commit=reader.text("commit", _HEX64, meaning="64 hex digits"),
         image_digest=reader.text("image_digest", _HEX64, meaning="64 hex digits"),
         image_size=reader.number("image_size", 1, IMAGE_LIMIT),
-        uki=Uki(
-            name=uki.text("name", _FILE, meaning="a file name"),
-            sha256=uki.text("sha256", _HEX64, meaning="64 hex digits"),
-            size=uki.number("size", 1, UKI_LIMIT),
-        ),
+        uki=_uki(reader, "uki"),
+        rescue=_uki(reader, "rescue"),
         timestamp=reader.number("timestamp", 1, NUMBER_LIMIT),
         number=reader.number("number", 0, NUMBER_LIMIT),
         architecture=reader.text("architecture", _WORD, meaning="an architecture"),
@@ -243,7 +240,6 @@ def parse_manifest(data: bytes) -> Manifest:
         packages=_packages(reader),
         derived=_derived(reader),
     )
-    reader.faults.extend(f"uki.{fault}" for fault in uki.faults)
     reader.finish()
     return result
 
@@ -258,6 +254,18 @@ def parse_stream(data: bytes) -> Stream:
         timestamp=reader.number("timestamp", 1, NUMBER_LIMIT),
     )
     reader.finish()
+    return result
+
+
+def _uki(reader: _Reader, key: str) -> Uki:
+    nested = reader.fields.get(key)
+    inner = _Reader(key, nested if isinstance(nested, dict) else {})
+    result = Uki(
+        name=inner.text("name", _FILE, meaning="a file name"),
+        sha256=inner.text("sha256", _HEX64, meaning="64 hex digits"),
+        size=inner.number("size", 1, UKI_LIMIT),
+    )
+    reader.faults.extend(f"{key}.{fault}" for fault in inner.faults)
     return result
 
 

@@ -6,7 +6,9 @@
  *   answers  records: what each reader makes of these bytes as a TPM's answer
  *   settle OWNER INBOX SOCKET STANDING LOCK FLOOR SERIAL RELEASE DIGEST MACHINE   FLOOR may be "-", SOCKET too
  *   takes FLOOR RELEASE: whether a boot of that release takes an intent with that floor; "-" for none
- *   number TEXT, write SOCKET RAISED SERIAL MACHINE, undefine SOCKET, define SOCKET SIZE
+ *   number TEXT, write SOCKET RAISED SERIAL MACHINE, undefine SOCKET, define SOCKET SIZE, extend SOCKET PCR HEX,
+ *   garbage SOCKET: write what nobody writes,
+ *   show SOCKET: what the index holds; memory: records, what each is as the index's bytes
  * What would be said on the console comes in brackets.
  */
 #include <errno.h>
@@ -20,6 +22,7 @@
 #include <unistd.h>
 
 #include "floor.h"
+#include "memory.h"
 #include "util.h"
 
 void __wrap_say(const char *format, ...);
@@ -76,11 +79,12 @@ static void print_answers(const unsigned char *bytes, size_t length)
 {
 	struct canned canned = { bytes, length };
 	struct tpm tpm = { canned_exchange, &canned };
-	unsigned char data[FLOOR_NV_SIZE];
+	unsigned char data[MEMORY_NV_SIZE], digest[SHA256_SIZE] = { 0 };
 
-	printf("%d ", tpm_nv_check(&tpm, FLOOR_INDEX, sizeof(data)));
-	int error = tpm_nv_read(&tpm, FLOOR_INDEX, data, sizeof(data));
-	printf("%d %d", error, tpm_nv_write(&tpm, FLOOR_INDEX, data, error ? 0 : sizeof(data)));
+	printf("%d ", tpm_nv_check(&tpm, MEMORY_INDEX, sizeof(data)));
+	int error = tpm_nv_read(&tpm, MEMORY_INDEX, data, sizeof(data));
+	printf("%d %d %d", error, tpm_nv_write(&tpm, MEMORY_INDEX, data, error ? 0 : sizeof(data)),
+	       tpm_pcr_extend(&tpm, 15, digest));
 	for (size_t i = 0; !error && i < sizeof(data); i++)
 		printf("%s%02x", i ? "" : " ", data[i]);
 	printf("\n");
@@ -114,13 +118,23 @@ static void settle(char **argument)
 	struct floor floor;
 	int fd = strcmp(argument[2], "-") == 0 ? -1 : connect_to(argument[2]);
 	struct tpm tpm = { socket_exchange, &fd };
-	struct floor_places places = { argument[0], argument[1], fd < 0 ? NULL : &tpm };
+	struct memory memory;
 
 	owner.intent.lock = (enum intent_lock)atoi(argument[4]);
 	owner.intent.has_floor = strcmp(argument[5], "-") != 0;
 	owner.intent.floor = floor_number(argument[5]);
 	owner.intent.serial = floor_number(argument[6]);
-	memcpy(owner.machine, argument[9], MACHINE_HEX);
+	memset(owner.text, (int)owner.intent.serial, sizeof(owner.text));
+	/* As owner_read() does it. */
+	memory_read(fd < 0 ? NULL : &tpm, &memory);
+	struct floor_places places = { argument[0], argument[1], fd < 0 ? NULL : &tpm, &memory };
+	const char *known = memory_machine(&memory);
+	memcpy(owner.machine, known ? known : argument[9], MACHINE_HEX);
+	owner.forgotten = memory_fault(&memory, owner.standing, &owner.intent, owner.text);
+	if (owner.forgotten) {
+		printf("[%s]\n", owner.forgotten);
+		owner.standing = STANDING_INVALID;
+	}
 	enum floor_tpm kept = floor_settle_at(&places, &owner, floor_number(argument[7]), argument[8], &floor);
 	print_floor(&floor);
 	printf(" %s\n", floor_tpm_name(kept));
@@ -151,21 +165,58 @@ static void print_text(const unsigned char *bytes, size_t length)
 		printf("refused\n");
 }
 
+static void print_remembered(const struct memory *memory)
+{
+	printf("%d %s %" PRIu64 " %" PRIu64 " %" PRIu64 " %s ", memory->state, memory_lock_name(memory->lock), memory->serial,
+	       memory->floor.raised, memory->floor.serial, memory->machine[0] ? memory->machine : "-");
+	for (size_t i = 0; i < MEMORY_TEXT; i++)
+		printf("%02x", memory->text[i]);
+	printf("\n");
+}
+
+static void print_memory(const unsigned char *bytes, size_t length)
+{
+	struct memory memory;
+
+	if (length != MEMORY_NV_SIZE)
+		exit(2);
+	memory_unpack(bytes, &memory);
+	print_remembered(&memory);
+}
+
 static int nv(int argc, char **argv)
 {
 	int fd = connect_to(argv[2]);
 	struct tpm tpm = { socket_exchange, &fd };
-	unsigned char data[FLOOR_NV_SIZE];
+	unsigned char data[MEMORY_NV_SIZE], digest[SHA256_SIZE] = { 0 };
+	struct memory memory = { .lock = REMEMBERED_LOCKED, .serial = 1 };
 
 	if (strcmp(argv[1], "undefine") == 0)
-		return printf("%d\n", tpm_nv_undefine(&tpm, FLOOR_INDEX)) < 0;
+		return printf("%d\n", tpm_nv_undefine(&tpm, MEMORY_INDEX)) < 0;
 	if (strcmp(argv[1], "define") == 0 && argc == 4)
-		return printf("%d\n", tpm_nv_define(&tpm, FLOOR_INDEX, (size_t)atoi(argv[3]))) < 0;
+		return printf("%d\n", tpm_nv_define(&tpm, MEMORY_INDEX, (size_t)atoi(argv[3]))) < 0;
+	if (strcmp(argv[1], "show") == 0) {
+		memory_read(&tpm, &memory);
+		print_remembered(&memory);
+		return 0;
+	}
+	if (strcmp(argv[1], "garbage") == 0) {
+		memset(data, 0x77, sizeof(data));
+		return printf("%d\n", tpm_nv_write(&tpm, MEMORY_INDEX, data, sizeof(data))) < 0;
+	}
+	if (strcmp(argv[1], "extend") == 0 && argc == 5) {
+		for (size_t i = 0; i < sizeof(digest); i++)
+			sscanf(argv[4] + 2 * i, "%2hhx", &digest[i]);
+		return printf("%d\n", tpm_pcr_extend(&tpm, (uint32_t)atoi(argv[3]), digest)) < 0;
+	}
 	if (argc != 6)
 		return 2;
-	struct floor_copy copy = { .raised = floor_number(argv[3]), .serial = floor_number(argv[4]) };
-	floor_write_nv(&copy, argv[5], data);
-	return printf("%d\n", tpm_nv_write(&tpm, FLOOR_INDEX, data, sizeof(data))) < 0;
+	memory.floor.raised = floor_number(argv[3]);
+	memory.floor.serial = floor_number(argv[4]);
+	memcpy(memory.machine, argv[5], MACHINE_HEX);
+	memset(memory.text, 1, sizeof(memory.text)); /* as settle has it for intent 1 */
+	memory_pack(&memory, data);
+	return printf("%d\n", tpm_nv_write(&tpm, MEMORY_INDEX, data, sizeof(data))) < 0;
 }
 
 int main(int argc, char **argv)
@@ -185,6 +236,8 @@ int main(int argc, char **argv)
 		records(print_text);
 	else if (strcmp(what, "answers") == 0)
 		records(print_answers);
+	else if (strcmp(what, "memory") == 0)
+		records(print_memory);
 	else if (strcmp(what, "settle") == 0 && argc == 12)
 		settle(argv + 2);
 	else if (strcmp(what, "takes") == 0 && argc == 4) {
