@@ -15,7 +15,7 @@ from lab_device import SECURE_BOOT
 
 from freehold import run
 from freehold.device import base as bases
-from freehold.device import carry, derive, device_key, handover, loader, wanted
+from freehold.device import carry, derive, device_key, handover, loader, private, wanted
 from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError
 from freehold.keys import issue, verity
@@ -176,6 +176,24 @@ def test_scratch_lies_where_the_updater_says(lab: DeriveLab, monkeypatch: pytest
 
     assert in_a_child(work) == repr([str(place / "derive")])
     assert not (lab.sysroot.root / "derive").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a mount namespace")
+def test_it_works_in_a_place_of_its_own(lab: DeriveLab) -> None:
+    """Scratch on another file system, in memory, which nobody else sees."""
+    place = lab.root / "place"
+    place.mkdir()
+
+    def work() -> object:
+        mine = lab.sysroot._replace(scratch=private.enter(place).scratch)
+        return carry.apply(mine, carry.DeviceKey(mine), NullMonitor(), handover.PLAIN).text, os.listdir(place / "scratch")
+
+    told = in_a_child(work)
+    if "has no place of its own" in told:
+        pytest.skip(told)
+    assert "1.0^6 is staged" in told
+    assert told.endswith(", [])")
+    assert list(place.iterdir()) == []
 
 
 def test_what_is_signed_is_what_was_meant(lab: DeriveLab) -> None:

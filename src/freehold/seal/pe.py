@@ -185,6 +185,8 @@ def exchange(program: Program, contents: Mapping[str, Sequence[bytes]], *, drop:
     table = bytes(rows).ljust(len(program.sections) * _SECTION.size, b"\0")
     head = bytearray(program.data[: program.table] + table + program.data[program.table + len(table) : program.headers])
     last = max(section.address + section.size for section, _ in placed)
+    if _align(last, program.alignment) >= 1 << 32:
+        raise InputError("the kernel image's sections do not fit into 4 GiB")
     struct.pack_into("<H", head, program.optional - 18, len(placed))
     struct.pack_into("<I", head, program.optional + 56, _align(last, program.alignment))
     struct.pack_into("<I", head, program.checksum, 0)
