@@ -11,10 +11,12 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """All virtual machines are one worker's: one at a time, while another worker runs the rest beside it."""
+    if item.get_closest_marker("vm"):
+        item.add_marker(pytest.mark.xdist_group("vm"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Virtual machines first, and all by one worker: one at a time, while another worker runs the rest beside it."""
-    for item in items:
-        if item.get_closest_marker("vm"):
-            item.add_marker(pytest.mark.xdist_group("vm"))
+    """Virtual machines first: they take longest."""
     items.sort(key=lambda item: item.get_closest_marker("vm") is None)

@@ -13,7 +13,7 @@ from demo.stage import Stage
 from demo.story import root_runs
 from tests.vm.reference import Reference
 
-pytestmark = [pytest.mark.vm, pytest.mark.build]
+pytestmark = [pytest.mark.vm, pytest.mark.build, pytest.mark.campaign]
 #: Reading every object takes an emulated machine a while; deriving and signing less.
 TIMEOUT = 900.0
 EVIL = "freehold-requests 1\nkarg append init=/bin/sh\n"
