@@ -17,7 +17,7 @@ prepare: ## install what is missing: Debian packages (as root) and the Python en
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash .ci/prepare
 
 # Two workers: one for the virtual machines, one for everything else.
-WORKERS := -n 2 --dist loadgroup
+WORKERS := -n 2
 
 test: prepare ## run the tests, virtual machines included
 	@$(BIN)/python -m pytest $(WORKERS) -m "not campaign" $(PYTEST_ARGUMENTS)
