@@ -7,7 +7,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,8 @@ CUTS = (
     ("verifying content", 4.0), ("fetching image", 0.0), ("fetching kernel", 0.0), ("fetching kernel", 0.6),
     ("staging", 0.0), ('"end", "step": "staging"', 0.0),
 )  # fmt: skip
+#: Those that every run of the tests makes: content half there, the commit point, and behind it.
+FEW = (CUTS[4], CUTS[7], CUTS[8], CUTS[9])
 #: What must be the same after a refused update.
 STATE = (
     "freehold status --json | python3 -c 'import json, sys; d = json.load(sys.stdin); d.pop(\"update\"); print(d)'; "
@@ -48,12 +50,13 @@ def wait_for(reference: Reference, step: str) -> None:
     raise AssertionError(f"the upgrade did not come to {step!r}: {reference.stage.shell('cat /run/upgrade.log')}")
 
 
-def test_power_cuts(reference: Reference) -> None:
+@pytest.mark.parametrize("cuts", [FEW, pytest.param(CUTS, marks=pytest.mark.campaign)], ids=["few", "all"])
+def test_power_cuts(reference: Reference, cuts: Sequence[tuple[str, float]]) -> None:
     stage = reference.stage
     disk = reference.overlay("cuts")
     reference.start(disk)
     seen: set[str] = set()
-    for step, delay in CUTS:
+    for step, delay in cuts:
         stage.shell(UPGRADE)
         wait_for(reference, step)
         time.sleep(delay)
