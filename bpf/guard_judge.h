@@ -140,12 +140,22 @@ static __always_inline struct mount *mount_of(struct vfsmount *mnt)
 	return (struct mount *)((__u64)mnt - bpf_core_field_offset(struct mount, mnt));
 }
 
+/* Is what lies at the top of a tree, none for the root itself, the root, /usr or /etc? */
+static __noinline bool is_system_name(struct dentry *top)
+{
+	char name[8] __attribute__((aligned(8))) = {};
+
+	if (!top)
+		return true;
+	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(top, d_name.name));
+	return IS(name, "usr") || IS(name, "etc");
+}
+
 /* Is the place the root directory, or /usr, /etc or below them? Follows mounts up to the namespace's root. */
 static __noinline bool is_system_place(struct vfsmount *vfsmount, struct dentry *dentry)
 {
 	struct mount *mnt = mount_of(vfsmount);
 	struct dentry *top = NULL;
-	char name[8] __attribute__((aligned(8))) = {};
 
 	for (int i = 0; i < MAX_DEPTH; i++) {
 		struct dentry *parent;
@@ -165,10 +175,7 @@ static __noinline bool is_system_place(struct vfsmount *vfsmount, struct dentry 
 		top = dentry;
 		dentry = parent;
 	}
-	if (!top)
-		return true;
-	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(top, d_name.name));
-	return IS(name, "usr") || IS(name, "etc");
+	return is_system_name(top);
 }
 
 /* Does a change on this mount show on others? Root's namespaces, and bind mounts of one place in two, may be peers of
@@ -198,7 +205,6 @@ static __noinline bool covers_owner(struct mount *mnt, struct dentry *dentry)
 /* Is it a place of the sealed tree's or of /etc's file system from where a mount would spread to / , /usr and /etc? */
 static __noinline bool shared_system_place(struct mount *mnt, struct dentry *dentry)
 {
-	char name[8] __attribute__((aligned(8))) = {};
 	struct dentry *top = NULL;
 	__u32 dev;
 
@@ -217,10 +223,7 @@ static __noinline bool shared_system_place(struct mount *mnt, struct dentry *den
 		top = dentry;
 		dentry = parent;
 	}
-	if (!top)
-		return true;
-	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(top, d_name.name));
-	return IS(name, "usr") || IS(name, "etc");
+	return is_system_name(top);
 }
 
 #endif

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -166,29 +167,35 @@ static void unpin_all(void)
 }
 
 /* One thread that ran before the programs did: what they would have noted at its exec. Gone by now is as good. */
-static void tag_thread(int map, pid_t thread, const void *tag)
+static int tag_thread(int map, pid_t thread, const void *tag)
 {
-	int pidfd = pidfd_open(thread, PIDFD_THREAD);
+	int pidfd = pidfd_open(thread, PIDFD_THREAD), error = 0;
 
-	if (pidfd < 0)
-		return;
+	if (pidfd < 0) {
+		error = errno;
+		return kill(thread, 0) == 0 ? -error : 0;
+	}
 	if (bpf_map_update_elem(map, &pidfd, tag, BPF_ANY) != 0 && errno != ESRCH)
-		fail("a running process cannot be tagged", errno);
+		error = -errno;
 	close(pidfd);
+	return error;
 }
 
-static void tag_process(struct guard_bpf *guard, pid_t process, const void *tag)
+static int tag_process(struct guard_bpf *guard, pid_t process, const void *tag)
 {
 	char path[32];
 	struct dirent *entry;
+	int error = 0;
 
 	snprintf(path, sizeof(path), "/proc/%d/task", process);
 	DIR *threads = opendir(path);
-	while (threads && (entry = readdir(threads)))
+	if (!threads)
+		return errno == ENOENT || errno == ESRCH ? 0 : -errno;
+	while (!error && (entry = readdir(threads)))
 		if (isdigit((unsigned char)entry->d_name[0]))
-			tag_thread(bpf_map__fd(guard->maps.gd_tasks), atoi(entry->d_name), tag);
-	if (threads)
-		closedir(threads);
+			error = tag_thread(bpf_map__fd(guard->maps.gd_tasks), atoi(entry->d_name), tag);
+	closedir(threads);
+	return error;
 }
 
 static bool shares_memory(pid_t process, const pid_t *others, size_t count)
@@ -217,7 +224,11 @@ static int tag_running(struct guard_bpf *guard)
 		DIR *proc = opendir("/proc");
 		struct dirent *entry;
 
-		while (proc && (entry = readdir(proc))) {
+		if (!proc) {
+			error = -errno;
+			break;
+		}
+		while ((entry = readdir(proc))) {
 			if (!isdigit((unsigned char)entry->d_name[0]))
 				continue;
 			if (privileged_count + others_count == MAX_PROCESSES)
@@ -227,13 +238,12 @@ static int tag_running(struct guard_bpf *guard)
 			else
 				others[others_count++] = atoi(entry->d_name);
 		}
-		if (proc)
-			closedir(proc);
-		for (size_t i = 0; i < privileged_count; i++)
-			tag_process(guard, privileged[i], tag);
-		for (size_t i = 0; i < others_count; i++)
+		closedir(proc);
+		for (size_t i = 0; i < privileged_count && !error; i++)
+			error = tag_process(guard, privileged[i], tag);
+		for (size_t i = 0; i < others_count && !error; i++)
 			if (shares_memory(others[i], privileged, privileged_count))
-				tag_process(guard, others[i], tag);
+				error = tag_process(guard, others[i], tag);
 	}
 	free(tag);
 	free(privileged);
@@ -253,7 +263,7 @@ static bool privileged_status(const char *path)
 	FILE *status = fopen(path, "re");
 
 	if (!status)
-		return false; /* gone */
+		return errno != ENOENT && errno != ESRCH; /* gone is nobody; what cannot be read is taken for the worst */
 	while (fgets(line, sizeof(line), status)) {
 		if (strncmp(line, "Uid:", 4) == 0)
 			sscanf(line + 4, "%u %u %u %u", &uid[0], &uid[1], &uid[2], &uid[3]);

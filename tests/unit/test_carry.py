@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from lab_child import in_a_child
 from lab_derive import MACHINE, DeriveLab, keys
 from lab_device import SECURE_BOOT
 
@@ -62,24 +63,6 @@ def stand(lab: DeriveLab, text: bytes, serial: int) -> None:
     name = wanted.store_list(lab.sysroot, text)
     signed = intents.sign(dataclasses.replace(PLAIN, serial=serial, requests=name), keys()["me"].sign)
     (lab.sysroot.root / "owner/intent").write_bytes(signed)
-
-
-def in_a_child(work: Callable[[], object]) -> str:
-    """What ``work`` returned or raised, in a process of its own: one that opened the key starts nothing any more."""
-    source, sink = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            text = repr(work())
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-        os.write(sink, text.encode())
-        os._exit(0)
-    os.close(sink)
-    with os.fdopen(source) as answer:
-        text = answer.read()
-    os.waitpid(pid, 0)
-    return text
 
 
 def carried(lab: DeriveLab, work: Callable[..., object] = carry.apply, words: handover.Words = handover.PLAIN) -> str:

@@ -16,13 +16,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lab_child import in_a_child
 
 from freehold import run
 from freehold.device import handover, private
@@ -254,24 +255,6 @@ def test_a_command_becomes_the_updater(launcher: Path) -> None:
 # ---- the process that it starts ----
 
 
-def in_a_child(work: Callable[[], object]) -> str:
-    """What ``work`` returned or raised, in a process of its own: its shield is not for the tests."""
-    source, sink = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            text = repr(work())
-        except FreeholdError as error:
-            text = f"error: {error.message}"
-        os.write(sink, text.encode())
-        os._exit(0)
-    os.close(sink)
-    with os.fdopen(source) as answer_file:
-        text = answer_file.read()
-    os.waitpid(pid, 0)
-    return text
-
-
 @pytest.fixture
 def secrets(tmp_path: Path) -> Iterator[Path]:
     directory = tmp_path / "secret"
@@ -309,7 +292,7 @@ def test_what_is_no_secret(secrets: Path, name: str) -> None:
         except OSError as error:  # a link
             raise FreeholdError(str(error)) from error
 
-    assert in_a_child(work).startswith("error: ")
+    assert in_a_child(work).startswith("FreeholdError: ")
 
 
 def test_no_secret_without_the_shield(secrets: Path) -> None:
@@ -327,7 +310,7 @@ def test_no_secret_without_the_shield(secrets: Path) -> None:
         libc.capset(header, data)
         return updater.read_secret("key", directory=secrets)
 
-    assert in_a_child(work).startswith("error: the updater's memory cannot be kept out of swap")
+    assert in_a_child(work).startswith("FreeholdError: the updater's memory cannot be kept out of swap")
 
 
 @needs_lock

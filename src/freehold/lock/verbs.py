@@ -95,7 +95,12 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
     certificate = None
     if options.floor is not None:
         _check_floor(options)
-    # First of all: nobody has to sign anything for a machine that cannot be locked.
+    if options.answer is None and options.key is None and options.request is None:
+        raise InputError(
+            "locking needs the owner's credential",
+            hint="--key file:PATH where the key is at hand, or --request FILE to have it signed elsewhere",
+        )
+    # Before anything else: nobody has to sign for a machine that cannot be locked.
     guard.load()
     if options.answer is not None:
         signed, certificate = device.detach(read_limited(options.answer), device.CERTIFICATE_LINE)
@@ -103,11 +108,6 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         if wanted.lock == "open":
             raise InputError("the answer says open, not locked", hint="use it with `freehold unlock --answer`")
     else:
-        if options.key is None and options.request is None:
-            raise InputError(
-                "locking needs the owner's credential",
-                hint="--key file:PATH where the key is at hand, or --request FILE to have it signed elsewhere",
-            )
         signer = owner_signer(options.key, monitor) if options.key else None
         with step(monitor, "commit /etc"):
             captured = actions.capture()

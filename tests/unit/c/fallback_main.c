@@ -15,19 +15,7 @@
 
 #include "fallback.h"
 #include "util.h"
-
-void __wrap_say(const char *format, ...);
-
-void __wrap_say(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	printf("[");
-	vprintf(format, arguments);
-	printf("]\n");
-	va_end(arguments);
-}
+#include "say.h"
 
 struct record {
 	unsigned char *data;

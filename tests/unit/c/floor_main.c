@@ -24,19 +24,7 @@
 #include "floor.h"
 #include "memory.h"
 #include "util.h"
-
-void __wrap_say(const char *format, ...);
-
-void __wrap_say(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	printf("[");
-	vprintf(format, arguments);
-	printf("]\n");
-	va_end(arguments);
-}
+#include "say.h"
 
 /* swtpm's server socket takes raw commands and gives raw answers. */
 static ssize_t socket_exchange(void *argument, const unsigned char *command, size_t length, unsigned char *answer, size_t size)

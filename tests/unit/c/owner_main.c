@@ -20,22 +20,11 @@
 #include "memory.h"
 #include "owner.h"
 #include "util.h"
+#include "say.h"
 
-void __wrap_say(const char *format, ...);
 int __wrap_keyring_verify(const char *dir, const char *role, const unsigned char *data, size_t data_length,
 			  const unsigned char *signature, size_t signature_length);
 void __wrap_die(const char *format, ...);
-
-void __wrap_say(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	printf("[");
-	vprintf(format, arguments);
-	printf("]\n");
-	va_end(arguments);
-}
 
 void __wrap_die(const char *format, ...)
 {
