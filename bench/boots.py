@@ -51,18 +51,23 @@ def plain_tree(tools: Tools, bench: Bench, target: Path, commit: str) -> None:
     (target / "etc/machine-id").write_text(f"{derived_uuid('bench', commit).replace('-', '')}\n")
 
 
+def plain_init(tools: Tools, target: Path) -> None:
+    """Compile ``bench/plain_init.c``."""
+    sources = [REPOSITORY / "early" / f"{name}.c" for name in ("disk", "gpt", "modules", "util")]
+    tools.run(
+        ["gcc", "-O2", "-std=gnu17", "-static", f"-I{REPOSITORY / 'early'}", "-o", target,
+         REPOSITORY / "bench/plain_init.c", *sources],
+        binds=[target.parent], ro_binds=[REPOSITORY],
+    )  # fmt: skip
+
+
 def plain_uki(tools: Tools, bench: Bench, tree: Path, kernel: str) -> Path:
     """The same kernel and modules, with an /init that verifies nothing."""
     recipe = load_recipe(RECIPE)
     work = bench.work / "plain-uki"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    sources = [REPOSITORY / "early" / f"{name}.c" for name in ("disk", "modules", "util")]
-    tools.run(
-        ["gcc", "-O2", "-std=gnu17", "-static", f"-I{REPOSITORY / 'early'}", "-o", work / "init",
-         REPOSITORY / "bench/plain_init.c", *sources],
-        binds=[work], ro_binds=[REPOSITORY],
-    )  # fmt: skip
+    plain_init(tools, work / "init")
     packed = initrd.members(tree, kernel, ())
     packed["init"] = cpio.Member(cpio.EXECUTABLE, (work / "init").read_bytes())
     initrd.write_initrd(tools, packed, work / "initrd")

@@ -31,6 +31,7 @@ class Bench:
     cache: Path
     work: Path
     reports: list[dict[str, object]] = field(default_factory=list)
+    latest: Path | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -57,17 +58,18 @@ class Bench:
         """``freehold build`` into :attr:`store`; the report."""
         report = freehold(["build", RECIPE, "--store", self.store, "--keys", self.keys], self.environment)
         self.reports.append(report)
+        self.latest = Path(str(report["release"]))
         return report
 
     def forget(self) -> None:
         """Empty the store; the cache stays."""
         shutil.rmtree(self.store, ignore_errors=True)
+        self.latest = None
 
     def release(self) -> Path:
-        """The release in the store, built if there is none."""
-        found = sorted(self.store.glob("releases/*/manifest.json"))
-        if found:
-            return found[-1].parent
+        """The release that this run built last; what an earlier run left may be of older sources."""
+        if self.latest:
+            return self.latest
         self.make_keys()
         return Path(str(self.build()["release"]))
 

@@ -36,6 +36,8 @@ int main(void)
 	}
 	if (modules_load_always() != 0)
 		say("not every module could be loaded");
+	/* Here the boot partition is named for the unit that mounts it: the twin starts the same units. */
+	make_directory("/run/freehold", 0755);
 	make_directory(DISK, 0755);
 	disk_mount();
 	for (size_t i = 0; i < count; i++) {

@@ -35,6 +35,9 @@ BOOT_LOADER = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 LINUX_TYPE = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 FORMATS = {".qcow2": "qcow2"}
+#: What a release has: what each deployment's directory gets of it, and the metadata image.
+BOOTABLE = ("uki.efi", rescue_entry.FILE, "manifest.json", "manifest.json.sig")
+PARTS = (*BOOTABLE, "image")
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def _make_root(
     deployment = staging / "deployments" / digest[:16]
     deployment.mkdir(parents=True)
     # The boot images are there twice: on the ESP, and here, from where a wiped ESP is made again.
-    for name in ("uki.efi", rescue_entry.FILE, "manifest.json", "manifest.json.sig"):
+    for name in BOOTABLE:
         shutil.copy(release / name, deployment / name)
     if ignition is not None:
         (staging / "provision.ign").write_bytes(ignition)
@@ -178,9 +181,12 @@ def make_disk(
     """Make the disk ``target`` (raw, or qcow2 by its suffix) from a sealed release.
 
     ``ignition`` is a provisioning file for the first boot; ``keys`` go into the firmware then; ``stick``: for starting
-    a machine that has the same release on its own disk (docs/getting-back-in.md). Raises
-    :class:`InputError` when ``size`` is too small; nothing is left at ``target`` when anything fails.
+    a machine that has the same release on its own disk (docs/getting-back-in.md). Raises :class:`InputError` when
+    ``size`` is too small or a part of the release is missing; nothing is left at ``target`` when anything fails.
     """
+    if missing := [name for name in PARTS if not (release / name).is_file()]:
+        hint = "build it again: it was interrupted, or made by an older freehold"
+        raise InputError(f"{release.name} is no whole release: no {missing[0]} in {release}", hint=hint)
     manifest = json.loads((release / "manifest.json").read_text())
     if size < 4 << 30 or size % MIB:
         raise InputError("a disk has at least 4 GiB, in whole MiB", hint="for example --size 8G")
