@@ -462,13 +462,13 @@ def _allow(machine: Machine, deployment: str, key: RSAPrivateKey, states: Sequen
 
 
 def kernel_image(machine: Machine, deployment: str) -> bytes:
-    """A deployment's UKI, as a manifest names it that a release's key signed, or this machine's own.
+    """A deployment's UKI, as a manifest names it that counts here: a release's, or one of the machine's or its owner's own.
 
     Raises :class:`VerificationError` when manifest or image are not genuine, :class:`NotHereError` when there is none.
     """
     from freehold.device import loader
-    from freehold.keys.verify import verify_deployment
-    from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, parse_manifest, sha256
+    from freehold.update import believe
+    from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, sha256
 
     directory = machine.sysroot.deployments / deployment
     try:
@@ -476,10 +476,9 @@ def kernel_image(machine: Machine, deployment: str) -> bytes:
         signature = read_bytes(directory / "manifest.json.sig", SIGNATURE_LIMIT)
     except OSError as error:
         raise NotHereError(f"the deployment {deployment} has no manifest: {error.strerror}") from None
-    verdict = verify_deployment(data, signature, keychain=machine.keychain, machine=machine.id)
-    if not verdict.ok:
-        raise VerificationError(f"the manifest of {deployment} is not genuine: {verdict.reason}")
-    manifest = parse_manifest(data)
+    manifest = believe.manifest(
+        data, signature, machine.keychain, machine.id, f"the manifest of deployment {deployment}"
+    ).manifest
     if manifest.id != deployment:
         raise VerificationError(f"the manifest in {directory} is another deployment's")
     candidates = [directory / "uki.efi"]
