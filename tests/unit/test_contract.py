@@ -20,14 +20,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES]
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
-    "attest.boot", "attest.document", "attest.eventlog", "attest.judge", "attest.measured", "attest.owner", "attest.pe",
-    "attest.tpm", "attest.userlog", "attest.verdict", "attest.wire",
+    "attest.boot", "attest.document", "attest.judge", "attest.measured", "attest.owner", "attest.tpm", "attest.userlog",
+    "attest.verdict",
     "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "device.trust", "device.verify_esp", "device.verify_findings", "device.verify_image",
-    "device.verify_keys", "device.verify_machine", "device.verify_pe",
-    "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.verify",
+    "device.verify_keys", "device.verify_machine",
+    "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.pe", "keys.verify", "keys.wire",
     "lock.intent", "lock.machine", "lock.memory", "lock.requests", "rescue.wish", "seal.authenticode", "seal.cpio",
-    "seal.dpkg", "seal.erofs", "seal.headerball", "seal.ids", "seal.pe", "seal.varmap", "update.manifest", "update.parts",
+    "seal.dpkg", "seal.erofs", "seal.headerball", "seal.ids", "seal.repack", "seal.varmap", "update.manifest", "update.parts",
     "update.rescue_entry", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {

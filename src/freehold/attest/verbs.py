@@ -120,8 +120,8 @@ def _check(options: argparse.Namespace) -> Report:
 
 def load_release(path: Path) -> Release:
     """The release in directory ``path``, or the UKI ``path``. :class:`InputError` when it is none."""
-    from freehold.attest import pe
     from freehold.attest.judge import Release
+    from freehold.keys import pe
     from freehold.update.manifest import UKI_LIMIT
 
     file = path / "uki.efi" if path.is_dir() else path
