@@ -73,6 +73,10 @@ def test_what_is_in_memory_is_cut_or_filled_up() -> None:
     assert [found.loaded(one) for one in found.sections] == [b"content".ljust(600, b"\0"), b"con", bytes(5)]
 
 
+def test_of_two_sections_the_stub_takes_the_first() -> None:
+    assert pe.parse(whole((".text", b"one"), (".text", b"two"))).content(".text") == b"one"
+
+
 def test_the_first_profile_goes_before_what_is_common() -> None:
     parts = [(".cmdline", b"common"), (".osrel", b"common"), (".profile", b"1"), (".cmdline", b"first")]
     found = pe.parse(whole(*parts, (".profile", b"2"), (".cmdline", b"second"), (".osrel", b"second")))
