@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from lab_derive import EPOCH, DeriveLab, digest_bytes, keys
 
-from freehold.device import apply, content, derive, loader, prune, stage, status
+from freehold.device import apply, content, derive, loader, prune, stage, status, verify_deployments
 from freehold.device import base as bases
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
+from freehold.keys.verify import Keychain
 from freehold.keys.verity import digest_file
 from freehold.lock import requests
 from freehold.lock.requests import Karg, Package, Requests
@@ -108,8 +109,17 @@ def test_kernel_arguments_from_end_to_end(lab: DeriveLab) -> None:
     assert found.manifest.derived.base == lab.running.image_digest
     row = next(row for row in status.gather(lab.sysroot)["deployments"] if row["id"] == made.id)  # type: ignore[attr-defined]
     assert (row["base_version"], row["signer"], row["staged"]) == ("1.0", "machine", True)
-    assert row["kargs"] == [["append", "loglevel=7"], ["delete", "quiet"]]
+    assert row["kargs"] == ["append loglevel=7", "delete quiet"]
     assert not (lab.sysroot.root / "derive").exists()
+
+    # `freehold verify` believes it for the same reason; on another machine it is a stranger's.
+    keychain = Keychain.from_directory(lab.sysroot.keychain)
+    judged, faults = verify_deployments.deployments(lab.sysroot, verify_deployments.open_esp(lab.sysroot), keychain)
+    assert (faults, {one.id: one.signer for one in judged}[made.id]) == ([], "machine")
+    (lab.sysroot.root / "owner/id").write_text("0" * 32)
+    judged, faults = verify_deployments.deployments(lab.sysroot, verify_deployments.open_esp(lab.sysroot), keychain)
+    assert [(one.where, one.check) for one in faults] == [(made.id, "manifest-signature")]
+    assert {one.id: one.signer for one in judged}[made.id] == ""
 
 
 def test_equal_inputs_give_equal_deployments(lab: DeriveLab, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from freehold import atomic
 from freehold.device import base as bases
 from freehold.device import content, loader, prune
 from freehold.device.base import Base
-from freehold.device.sysroot import Sysroot, image_of, read_bytes, read_text
+from freehold.device.sysroot import Sysroot, image_of, read_bytes
 from freehold.errors import FreeholdError, InputError, VerificationError
 from freehold.keys import verity
 from freehold.keys.pe import Program
@@ -271,8 +271,7 @@ def finish(sysroot: Sysroot, unsigned: Unsigned, signatures: Signatures) -> Mani
     manifest, uki, rescue = completed(unsigned, signatures.uki, signatures.rescue)
     data = serialize_manifest(manifest)
     keychain = Keychain.from_directory(sysroot.keychain)
-    machine = read_text(sysroot.root / "owner/id", 64).strip() or None
-    believed = believe.manifest(data, signatures.manifest, keychain, machine, "the new deployment")
+    believed = believe.manifest(data, signatures.manifest, keychain, sysroot.machine, "the new deployment")
     directory = sysroot.deployments / manifest.id
     directory.mkdir(parents=True, exist_ok=True)
     atomic.fsync_directory(sysroot.deployments)

@@ -156,7 +156,7 @@ def _row(deployment: Deployment, booted: str, entry: loader.Entry | None, staged
         "base_version": derived.version if derived else manifest.version,
         "packages": [line[-1] for line in words if line[0] in ("package", "file")],
         "overrides": [],
-        "kargs": [line[1:] for line in words if line[0] == "karg"],
+        "kargs": [" ".join(line[1:]) for line in words if line[0] == "karg"],
         "signer": deployment.signer or None,
     }
 

@@ -171,6 +171,11 @@ class Sysroot(NamedTuple):
         found = [deployment for deployment in map(self.deployment, sorted(names)) if deployment is not None]
         return sorted(found, key=lambda deployment: deployment.manifest.timestamp, reverse=True)
 
+    @property
+    def machine(self) -> str | None:
+        """This machine's id, by which owners and device certificates name it; ``None`` when it has none."""
+        return read_text(self.root / "owner/id", 64).strip() or None
+
     def boot_record(self) -> dict[str, object]:
         """What the early step wrote about this boot; empty when it did not."""
         return read_json(self.system / "run/freehold/boot.json")
