@@ -32,7 +32,7 @@ PURE = (
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",
-    "multiprocessing", "threading", "asyncio", "select", "io", "freehold.run", "freehold.atomic",
+    "multiprocessing", "threading", "asyncio", "select", "io", "freehold.run", "freehold.atomic", "freehold.files",
 }  # fmt: skip
 IMPURE_METHODS = {
     "open", "read_text", "read_bytes", "write_text", "write_bytes", "exists", "is_file", "is_dir", "lstat", "mkdir", "unlink",
@@ -41,7 +41,7 @@ IMPURE_METHODS = {
 #: Folder → layer; a module imports from its own layer or a lower number. Top modules by their own name.
 LAYERS = {
     "__main__": -1, "cli": 0, "rescue": 1, "device": 1, "server": 1, "build": 1, "vm": 1, "attest": 2, "boot": 2, "lock": 2,
-    "update": 2, "seal": 2, "keys": 3, "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
+    "update": 2, "seal": 2, "keys": 3, "run": 4, "atomic": 4, "files": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
 }  # fmt: skip
 #: Neighbours of one layer that may be used: publishing and starting machines need the builder's tools tree.
 BESIDE = {

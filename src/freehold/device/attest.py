@@ -22,8 +22,9 @@ from typing import NamedTuple
 from freehold import run
 from freehold.attest import boot, document, measured, tpm, userlog
 from freehold.attest.document import Attestation, Endorsement, Evidence, Identity
-from freehold.device.sysroot import Sysroot, read_bytes, read_text
+from freehold.device.sysroot import Sysroot, read_text
 from freehold.errors import CommandError, FreeholdError, InputError, NotHereError
+from freehold.files import read_bytes
 from freehold.keys import eventlog, pcr
 from freehold.keys.formats import MAX_REVOKED_BYTES, REVOKED_NAME
 from freehold.keys.verify import MAX_CERTIFICATE_BYTES

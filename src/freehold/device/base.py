@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from freehold import atomic
 from freehold.device import believe, loader
-from freehold.device.sysroot import Sysroot, read_bytes
+from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, NotHereError, VerificationError
+from freehold.files import read_bytes
 from freehold.keys import verity
 from freehold.keys.verify import Keychain
 from freehold.seal import erofs

@@ -36,8 +36,9 @@ from freehold import atomic
 from freehold.device import base as bases
 from freehold.device import content, loader, prune
 from freehold.device.base import Base
-from freehold.device.sysroot import Sysroot, image_of, read_bytes
+from freehold.device.sysroot import Sysroot, image_of
 from freehold.errors import FreeholdError, InputError, VerificationError
+from freehold.files import read_bytes
 from freehold.keys import verity
 from freehold.keys.pe import Program
 from freehold.keys.x509 import Signer

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from freehold import atomic
-from freehold.device.sysroot import Sysroot, read_bytes
+from freehold.device.sysroot import Sysroot
 from freehold.device.tpm import RegistersError, Tpm
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
+from freehold.files import read_bytes
 from freehold.keys import device, eventlog, pcr
 from freehold.keys.device import Bundle, Facts, KeyFile
 from freehold.keys.efi import MAX_LIST_BYTES, Signature, parse_lists

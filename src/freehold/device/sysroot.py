@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from freehold.errors import FreeholdError, InputError, NotHereError
+from freehold.files import read_bytes
 from freehold.update.manifest import (
     ID_LENGTH,
     MANIFEST_LIMIT,
@@ -279,15 +280,6 @@ def parse_update_config(data: bytes, source: Path) -> UpdateConfig:
     if not (isinstance(stream, str) and stream_valid(stream)):
         raise InputError(f"{source}: update.stream: a stream's name expected")
     return UpdateConfig(check_url(url), stream, source)
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The file ``path``; :class:`FreeholdError` above ``limit`` bytes, :class:`OSError` when unreadable."""
-    with path.open("rb") as source:
-        data = source.read(limit + 1)
-    if len(data) > limit:
-        raise FreeholdError(f"{path} is larger than {limit} bytes")
-    return data
 
 
 def read_text(path: Path, limit: int) -> str:
