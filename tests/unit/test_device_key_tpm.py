@@ -29,7 +29,7 @@ from freehold.keys.efi import CERT_X509, OWNER, Signature, certificate_list
 from freehold.keys.verify import judge_leaf
 from freehold.monitor import NullMonitor
 from freehold.run import run, start
-from freehold.update.manifest import Manifest, Uki, parse_manifest, serialize_manifest, sha256
+from freehold.update.manifest import Derived, Manifest, Uki, parse_manifest, serialize_manifest, sha256
 
 pytestmark = pytest.mark.build
 ROOT = Path(__file__).parents[2]
@@ -364,7 +364,14 @@ def test_a_derived_image_keeps_the_key(sealed: Board) -> None:
     opened = device_key.open_signer(sealed.machine, standing())
     identity = sealed.places["2.0"].id
     directory = sealed.machine.sysroot.deployments / identity
-    data = (directory / "manifest.json").read_bytes()
+    release = (directory / "manifest.json").read_bytes()
+    # The device key speaks for what this machine derived, never for a release.
+    (directory / "manifest.json.sig").write_bytes(opened.sign_document(release))
+    with pytest.raises(VerificationError, match="signed a release, which only a release key may"):
+        device_key.allow(sealed.machine, standing(), identity)
+    derived = Derived("a" * 64, "b" * 64, "1.0", "c" * 64, ())
+    data = serialize_manifest(parse_manifest(release)._replace(derived=derived))
+    (directory / "manifest.json").write_bytes(data)
     (directory / "manifest.json.sig").write_bytes(opened.sign_document(data))
     device_key.allow(sealed.machine, standing(), identity)
     sealed.reboot("2.0", *LOCKED_BOOT, derived=True)

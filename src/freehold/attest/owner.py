@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 
 from freehold.attest import measured
@@ -14,9 +13,8 @@ from freehold.errors import InputError
 from freehold.keys.pe import Program
 from freehold.keys.verify import Keychain, verify_document
 from freehold.lock import intent
-from freehold.update.manifest import parse_manifest
+from freehold.update.manifest import image_of, parse_manifest
 
-_IMAGE = re.compile(r"(?:^|\s)freehold\.image=([0-9a-f]{64})(?=\s|\Z)")
 _NO_KEYCHAIN = "no keychain was given to judge it by (--identity or --keychain)"
 
 
@@ -33,11 +31,10 @@ def command_line(verdict: Verdict, evidence: Evidence, sections: Mapping[str, by
     if line != evidence.command_line:
         verdict.refused("command-line", "the kernel runs with another one than that of its boot image")
         return ""
-    images = set(_IMAGE.findall(line))
-    if len(images) != 1:
+    image = image_of(line)
+    if not image:
         verdict.refused("command-line", "it names no image, or more than one")
         return ""
-    image = str(images.pop())
     verdict.ok("command-line", f"measured, and names the image {image[:16]}")
     return image
 

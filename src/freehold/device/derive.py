@@ -36,7 +36,7 @@ from freehold import atomic
 from freehold.device import base as bases
 from freehold.device import content, loader, prune
 from freehold.device.base import Base
-from freehold.device.sysroot import Sysroot, image_of
+from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, InputError, VerificationError
 from freehold.files import read_bytes
 from freehold.keys import verity
@@ -49,7 +49,16 @@ from freehold.seal import authenticode, cpio, erofs, repack
 from freehold.seal.erofs import Image
 from freehold.seal.headerball import Entry, headerball
 from freehold.update import rescue_entry
-from freehold.update.manifest import ID_LENGTH, IMAGE_LIMIT, Derived, Manifest, Uki, serialize_manifest, version_valid
+from freehold.update.manifest import (
+    ID_LENGTH,
+    IMAGE_LIMIT,
+    Derived,
+    Manifest,
+    Uki,
+    image_of,
+    serialize_manifest,
+    version_valid,
+)
 
 #: What names the release, in the tree and in the UKI.
 OS_RELEASE = "/usr/lib/os-release"

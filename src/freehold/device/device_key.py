@@ -463,38 +463,23 @@ def _allow(machine: Machine, deployment: str, key: RSAPrivateKey, states: Sequen
 
 
 def kernel_image(machine: Machine, deployment: str) -> bytes:
-    """A deployment's UKI, as a manifest names it that a release's key signed, or this machine's own.
+    """A deployment's UKI, as a manifest names it that counts on this machine.
 
-    Raises :class:`VerificationError` when manifest or image are not genuine, :class:`NotHereError` when there is none.
+    Raises :class:`VerificationError` when the manifest is not genuine, :class:`NotHereError` when there is no such image.
     """
+    from freehold.device import base as bases
     from freehold.device import loader
-    from freehold.keys.verify import verify_deployment
-    from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, parse_manifest, sha256
 
-    directory = machine.sysroot.deployments / deployment
+    sysroot = machine.sysroot
+    found, _ = bases.believed(sysroot, deployment, machine.keychain, machine.id)
     try:
-        data = read_bytes(directory / "manifest.json", MANIFEST_LIMIT)
-        signature = read_bytes(directory / "manifest.json.sig", SIGNATURE_LIMIT)
-    except OSError as error:
-        raise NotHereError(f"the deployment {deployment} has no manifest: {error.strerror}") from None
-    verdict = verify_deployment(data, signature, keychain=machine.keychain, machine=machine.id)
-    if not verdict.ok:
-        raise VerificationError(f"the manifest of {deployment} is not genuine: {verdict.reason}")
-    manifest = parse_manifest(data)
-    if manifest.id != deployment:
-        raise VerificationError(f"the manifest in {directory} is another deployment's")
-    candidates = [directory / "uki.efi"]
-    try:
-        listed = loader.listing(machine.sysroot.esp)
+        listed = loader.listing(sysroot.esp)
     except (OSError, FreeholdError):
         listed = []
-    candidates += [machine.sysroot.esp / loader.LINUX / entry.name for entry in listed if entry.id == deployment]
-    for path in candidates:
-        try:
-            image = read_bytes(path, manifest.uki.size)
-        except (OSError, FreeholdError):
-            continue
-        if sha256(image) == manifest.uki.sha256:
+    entries = [sysroot.esp / loader.LINUX / entry.name for entry in listed if entry.id == deployment]
+    for path in (sysroot.deployments / deployment / bases.UKI, *entries):
+        image = bases.sound(path, found.manifest.uki)
+        if image is not None:
             return image
     raise NotHereError(f"the kernel image of {deployment} is not there as its manifest names it")
 

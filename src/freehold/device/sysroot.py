@@ -22,12 +22,12 @@ from freehold.update.manifest import (
     MANIFEST_LIMIT,
     STREAM_LIMIT,
     Manifest,
+    image_of,
     parse_manifest,
     stream_valid,
 )
 
 ID = re.compile(r"[0-9a-f]{16}\Z")
-_IMAGE = re.compile(r"(?:^|\s)freehold\.image=([0-9a-f]{64})(?=\s|\Z)")
 #: Refs of deployments in the repository; what no ref names is pruned.
 REF_PREFIX = "freehold/deployment/"
 _SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
@@ -248,12 +248,6 @@ class Sysroot(NamedTuple):
                 "no update server is configured", hint='put [update] url = "https://…" into /etc/freehold/update.toml'
             )
         return parse_update_config(read_bytes(path, STREAM_LIMIT), path)
-
-
-def image_of(cmdline: str) -> str:
-    """The image digest that a kernel command line names, "" when it names none or more than one."""
-    found = set(_IMAGE.findall(cmdline))
-    return str(found.pop()) if len(found) == 1 else ""
 
 
 def stream_shown(text: str) -> str:

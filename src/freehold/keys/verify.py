@@ -236,18 +236,6 @@ def verify_document(
     return Verdict(True, name, f"signed by {name} ({role}), issued by {issuer} ({ISSUER[role]})")
 
 
-def verify_deployment(data: bytes, signature_file: bytes, *, keychain: Keychain, machine: str | None) -> Verdict:
-    """Is the manifest ``data`` a release's, or one that ``machine`` (its id) derived and signed itself?
-
-    The verdict on a refused one is that on a release. Pure; never raises for bad input.
-    """
-    verdict = verify_document(data, signature_file, keychain=keychain)
-    if verdict.ok or machine is None:
-        return verdict
-    own = verify_document(data, signature_file, keychain=keychain, role="device", machine=machine)
-    return own if own.ok else verdict
-
-
 def machine_of(certificate: x509.Certificate) -> str | None:
     """The machine that a device's certificate is for (32 hex digits); ``None`` when it names none. Pure.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from freehold import atomic
-from freehold.device import device_key_verbs
+from freehold.device import device_key_verbs, request_verbs
 from freehold.errors import FreeholdError, InputError
 from freehold.files import read_given
 from freehold.keys import device
@@ -34,10 +34,7 @@ DEVICE_KEY = (
 
 
 def _credential(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the owner's credential (one of)")
-    choice = group.add_mutually_exclusive_group()
-    choice.add_argument("--key", metavar="URI", help="the owner's key: file:PATH; on a builder also pkcs11: and tpm2:")
-    choice.add_argument("--request", type=Path, metavar="FILE", help="write a request, to be signed elsewhere")
+    choice = request_verbs.credential(parser)
     choice.add_argument("--answer", type=Path, metavar="FILE", help="the signed answer to a request")
 
 
