@@ -113,7 +113,8 @@ def discoverable(target: Target) -> None:
     ))  # fmt: skip
     file = target.work / "evil-part.img"
     _ext4(target, file, 16 * MIB, "evil", {
-        "lib/systemd/system/sysinit.target.wants/evil.service": unit("discoverable"), "alice/.profile": b"echo evil\n",
+        "lib/systemd/system/evil.service": unit("discoverable"), "alice/.profile": b"echo evil\n",
+        "lib/systemd/system/sysinit.target.d/evil.conf": b"[Unit]\nWants=evil.service\n",
     })  # fmt: skip
     for name in ("evil-home", "evil-usr", "evil-root"):
         _put(target.disk, found[name].start, file)

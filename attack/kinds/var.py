@@ -31,7 +31,9 @@ def extensions(target: Target) -> None:
     target.root.write(f"{system}/evil", b"evil\n")
     target.root.write(f"{system}/systemd/system/evil.service", unit("extensions"))
     target.root.write("/var/lib/confexts/evil/etc/extension-release.d/extension-release.evil", EXTENSION)
-    target.root.write("/var/lib/confexts/evil/etc/systemd/system/sysinit.target.wants/evil.service", unit("extensions"))
+    units = "/var/lib/confexts/evil/etc/systemd/system"
+    target.root.write(f"{units}/evil.service", unit("extensions"))
+    target.root.symlink(f"{units}/sysinit.target.wants/evil.service", "../evil.service")
     target.root.write("/var/lib/extensions.mutable/usr/lib/evil", b"evil\n")
 
 
@@ -53,8 +55,9 @@ def user_units(target: Target) -> None:
     """Root's own user manager, started at boot (linger), with a unit in root's home and one on the disk's."""
     target.root.write("/var/lib/systemd/linger/root", b"")
     for home in ("/var/roothome", "/owner/roothome"):
-        wants = f"{home}/.config/systemd/user/default.target.wants"
-        target.root.write(f"{wants}/evil.service", unit("user-units"))
+        units = f"{home}/.config/systemd/user"
+        target.root.write(f"{units}/evil.service", unit("user-units"))
+        target.root.symlink(f"{units}/default.target.wants/evil.service", "../evil.service")
 
 
 def persistent_units(target: Target) -> None:

@@ -27,8 +27,8 @@ PURE = (
     "device.verify_keys", "device.verify_machine",
     "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.pe", "keys.verify", "keys.wire",
     "lock.intent", "lock.machine", "lock.memory", "lock.requests", "rescue.wish", "seal.authenticode", "seal.cpio",
-    "seal.dpkg", "seal.erofs", "seal.headerball", "seal.ids", "seal.repack", "seal.varmap", "update.manifest", "update.parts",
-    "update.rescue_entry", "vm.machine", "vm.keyboard",
+    "seal.dpkg", "seal.erofs", "seal.headerball", "seal.ids", "seal.repack", "seal.varmap", "update.believe", "update.manifest",
+    "update.parts", "update.rescue_entry", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",

@@ -369,8 +369,7 @@ def test_a_derived_image_keeps_the_key(sealed: Board) -> None:
     (directory / "manifest.json.sig").write_bytes(opened.sign_document(release))
     with pytest.raises(VerificationError, match="signed a release, which only a release key may"):
         device_key.allow(sealed.machine, standing(), identity)
-    derived = Derived("a" * 64, "b" * 64, "1.0", "c" * 64, ())
-    data = serialize_manifest(parse_manifest(release)._replace(derived=derived))
+    data = serialize_manifest(sealed.places["2.0"]._replace(derived=Derived("ab" * 32, "cd" * 32, "1.0", "ef" * 32)))
     (directory / "manifest.json").write_bytes(data)
     (directory / "manifest.json.sig").write_bytes(opened.sign_document(data))
     device_key.allow(sealed.machine, standing(), identity)

@@ -16,6 +16,7 @@ from tests.vm.reference import Reference
 pytestmark = [pytest.mark.vm, pytest.mark.build, pytest.mark.campaign]
 #: Reading every object takes an emulated machine a while; deriving and signing less.
 TIMEOUT = 900.0
+NONCES = ("5a" * 32, "a5" * 32)
 EVIL = "freehold-requests 1\nkarg append init=/bin/sh\n"
 
 
@@ -70,9 +71,24 @@ def asked(stage: Stage, *command: str) -> str:
     return "/run/asked.signed"
 
 
+def attested(stage: Stage, asked: str, checked: str) -> tuple[int, dict[str, Any]]:
+    """Answer the nonce ``asked`` on the machine, check it elsewhere by the identity and the nonce ``checked``."""
+    stage.guest("freehold", "attest", "--nonce", asked, "-o", "/run/attestation", timeout=TIMEOUT)
+    file = stage.path("attestation")
+    file.unlink(missing_ok=True)
+    stage.freehold("vm", "copy", stage.name, ":/run/attestation", file)
+    identity = str(stage.path("identity"))
+    done = stage.freehold("attest", "--check", file, "--nonce", checked, "--identity", identity, "--json", check=False)
+    return done.status, dict(json.loads(done.stdout))
+
+
 def test_on_the_open_machine_the_owner_signs(reference: Reference, enrolled: Stage) -> None:
     stage = enrolled
     assert "quiet" not in arguments(stage)
+    stage.guest("freehold", "attest", "--identity", "-o", "/run/identity", timeout=TIMEOUT)
+    stage.path("identity").unlink(missing_ok=True)
+    stage.freehold("vm", "copy", stage.name, ":/run/identity", stage.path("identity"))
+    assert json.loads(stage.path("identity").read_bytes())["measures"] is True
     for name in ("owner.key", "owner.crt", "owner.der"):
         stage.copy(stage.keys / name, f"/run/{name}")
     stage.shell("chmod 600 /run/owner.key")
@@ -104,6 +120,11 @@ def test_on_the_locked_machine_the_device_key_signs(reference: Reference, enroll
     assert (lock["state"], lock["secure_boot"], lock["keychain_source"]) == ("locked", True, "firmware")
     assert not root_runs(stage)
     verified(stage)
+    # From elsewhere: this machine, locked, with what it derived itself. Another nonce is not answered by it.
+    exit_status, verdict = attested(stage, NONCES[0], NONCES[0])
+    assert (exit_status, verdict["lock"]) == (0, "locked"), verdict
+    exit_status, verdict = attested(stage, NONCES[0], NONCES[1])
+    assert (exit_status, verdict["lock"]) == (1, None), verdict
 
 
 def test_root_alone_asks_for_nothing(reference: Reference, enrolled: Stage) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``freehold verify`` on a real machine: one byte of one object was changed while it was off, and that is what it names."""
+"""One byte of one object was changed while the machine was off: it is not read, and ``freehold verify`` names it alone."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ def verify(reference: Reference, *options: str) -> tuple[int, dict[str, Any], se
     report = json.loads(done.stdout)
     found = {(one["check"], one["object"]) for one in report["findings"] if one["severity"] == "deviation"}
     return done.status, report, found
+
+
+def test_the_damaged_object_is_not_read(damaged: Reference) -> None:
+    read = damaged.stage.guest("sh", "-c", f"cat {VICTIM} > /dev/null", check=False)
+    assert read.status != 0
+    assert b"Input/output error" in read.stderr
+    # The control: another file of the same tree reads.
+    assert damaged.stage.guest("sh", "-c", "cat /usr/bin/bash > /dev/null").status == 0
 
 
 def test_the_damaged_object_and_nothing_else(damaged: Reference) -> None:

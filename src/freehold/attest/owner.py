@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from freehold.attest import measured
 from freehold.attest.document import Evidence, Identity
 from freehold.attest.verdict import Verdict
-from freehold.errors import InputError
+from freehold.errors import FreeholdError
 from freehold.keys.pe import Program
-from freehold.keys.verify import Keychain, verify_document
+from freehold.keys.verify import Keychain
 from freehold.lock import intent
-from freehold.update.manifest import image_of, parse_manifest
+from freehold.update import believe
+from freehold.update.manifest import image_of
 
 _NO_KEYCHAIN = "no keychain was given to judge it by (--identity or --keychain)"
 
@@ -50,22 +51,22 @@ def release(verdict: Verdict, evidence: Evidence, image: str, keychain: Keychain
     if keychain is None:
         verdict.unknown("release", _NO_KEYCHAIN, decides=True)
         return
-    signed = verify_document(evidence.manifest, evidence.manifest_signature, keychain=keychain)
-    if not signed.ok:
-        verdict.refused("release", f"its manifest is not believed: {signed.reason}")
-        return
     try:
-        manifest = parse_manifest(evidence.manifest)
-    except InputError as error:
+        manifest, signer = believe.manifest(
+            evidence.manifest, evidence.manifest_signature, keychain, evidence.machine or None, "its manifest"
+        )
+    except FreeholdError as error:
         verdict.refused("release", error.message)
         return
     what = f"{manifest.name} {manifest.version}"
+    if manifest.derived is not None:
+        what += f", which the machine made of {manifest.derived.version} as its owner asked"
     if manifest.image_digest != image:
         verdict.refused("release", f"the signed manifest of {what} is not that of the running image")
     elif uki is not None and manifest.uki.sha256 != uki:
         verdict.refused("release", f"the release to compare with is not {what}, whose manifest the machine has")
     else:
-        verdict.ok("release", f"{what}, {signed.reason}")
+        verdict.ok("release", f"{what}, signed by {signer}")
 
 
 def machine(verdict: Verdict, evidence: Evidence, identity: Identity | None) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from freehold import atomic
-from freehold.device import believe, loader
+from freehold.device import loader
 from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, NotHereError, VerificationError
 from freehold.files import read_bytes
 from freehold.keys import verity
 from freehold.keys.verify import Keychain
 from freehold.seal import erofs
-from freehold.update import rescue_entry
+from freehold.update import believe, rescue_entry
 from freehold.update.manifest import (
     ID_LENGTH,
     IMAGE_LIMIT,

@@ -275,8 +275,8 @@ def finish(sysroot: Sysroot, unsigned: Unsigned, signatures: Signatures) -> Mani
 
     Nothing is kept that this machine would not believe later: raises :class:`freehold.errors.VerificationError`.
     """
-    from freehold.device import believe
     from freehold.keys.verify import Keychain
+    from freehold.update import believe
 
     manifest, uki, rescue = completed(unsigned, signatures.uki, signatures.rescue)
     data = serialize_manifest(manifest)

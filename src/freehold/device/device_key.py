@@ -463,7 +463,7 @@ def _allow(machine: Machine, deployment: str, key: RSAPrivateKey, states: Sequen
 
 
 def kernel_image(machine: Machine, deployment: str) -> bytes:
-    """A deployment's UKI, as a manifest names it that counts on this machine.
+    """A deployment's UKI, as a manifest names it that counts here: a release's, or one of the machine's or its owner's own.
 
     Raises :class:`VerificationError` when the manifest is not genuine, :class:`NotHereError` when there is no such image.
     """

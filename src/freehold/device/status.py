@@ -222,8 +222,12 @@ def text(data: dict[str, object]) -> str:
         if row["health"] not in ("good", "unknown"):
             words.append(str(row["health"]))
         if row["base_version"] != row["version"]:
-            added = f"{len(_list(row['packages']))} packages, {len(_list(row['kargs']))} kernel arguments"
-            words.append(f"{row['base_version']} with {added} of yours")
+            added = [
+                f"{count} {noun}{'s' * (count != 1)}"
+                for noun, count in (("package", len(_list(row["packages"]))), ("kernel argument", len(_list(row["kargs"]))))
+                if count
+            ]
+            words.append(f"{row['base_version']} with {' and '.join(added) or 'nothing'} of yours")
         signer = f"  signed by {row['signer']}" if row["signer"] else ""
         lines.append(f"{mark} {row['version']}  {row['id']}  {', '.join(words)}{signer}".rstrip())
     if not data["booted"]:

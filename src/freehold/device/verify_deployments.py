@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from freehold.device import believe, loader, verify_esp
+from freehold.device import loader, verify_esp
 from freehold.device.sysroot import ID, Sysroot
 from freehold.device.verify_findings import BOOT, Finding, deviation, note
 from freehold.device.verify_kernel import read_regular
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.keys import pe
 from freehold.keys.verify import Keychain
-from freehold.update import rescue_entry
+from freehold.update import believe, rescue_entry
 from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, Uki, image_of, parse_manifest
 
 #: Reads something large through the buffer; what it found, and how many bytes it read.

@@ -22,8 +22,8 @@ from freehold.device.loader import Entry, Rescue
 from freehold.device.sysroot import Deployment, Sysroot
 from freehold.errors import FreeholdError, InputError
 from freehold.files import read_bytes
-from freehold.keys.verify import Keychain, verify_document
-from freehold.update import rescue_entry
+from freehold.keys.verify import Keychain
+from freehold.update import believe, rescue_entry
 from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, Uki
 
 LOADERS = ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi")
@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 
 
 def genuine(sysroot: Sysroot, keychain: Keychain) -> tuple[list[Deployment], list[str]]:
-    """Deployments whose manifest a release key of ``keychain`` signed, newest first; complaints about the others."""
+    """Deployments whose manifest counts here by ``keychain``, newest first; complaints about the others."""
     good, complaints = [], []
     for deployment in sysroot.all_deployments():
         directory = sysroot.deployments / deployment.id
@@ -62,11 +62,12 @@ def genuine(sysroot: Sysroot, keychain: Keychain) -> tuple[list[Deployment], lis
         except (OSError, FreeholdError) as error:
             complaints.append(f"{deployment.manifest.version} ({deployment.id}): {error}")
             continue
-        verdict = verify_document(data, signature, keychain=keychain)
-        if verdict.ok:
-            good.append(deployment)
+        try:
+            believe.manifest(data, signature, keychain, sysroot.machine, f"{deployment.manifest.version} ({deployment.id})")
+        except FreeholdError as error:
+            complaints.append(error.message)
         else:
-            complaints.append(f"{deployment.manifest.version} ({deployment.id}) is not believed: {verdict.reason}")
+            good.append(deployment)
     return good, complaints
 
 
