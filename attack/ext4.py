@@ -81,14 +81,12 @@ class Ext4:
         local = self._work / "ext4-write"
         local.write_bytes(data)
         # unlink, not rm: another name of the same file stays what it is.
-        remove = [f"unlink {path}"] if self.exists(path) else []
-        self.do([*remove, f"write {local} {path}", *self._own(path, 0o100000 | mode)])
+        self.do([*self._cleared(path), f"write {local} {path}", *self._own(path, 0o100000 | mode)])
 
     def symlink(self, path: str, target: str) -> None:
         """Make a symbolic link (in place of what is there)."""
         self.make_directories(str(PurePosixPath(path).parent))
-        remove = [f"unlink {path}"] if self.exists(path) else []
-        self.do([*remove, f"symlink {path} {target}"])
+        self.do([*self._cleared(path), f"symlink {path} {target}"])
 
     def unlink(self, path: str) -> None:
         """Remove a name, be it a file's or that of a whole directory; nothing else is tidied."""
@@ -96,8 +94,7 @@ class Ext4:
 
     def link(self, existing: str, path: str) -> None:
         """Give a file another name (in place of what is there)."""
-        remove = [f"unlink {path}"] if self.exists(path) else []
-        self.do([*remove, f"ln {existing} {path}"])
+        self.do([*self._cleared(path), f"ln {existing} {path}"])
 
     def set_flags(self, path: str, flags: int) -> None:
         """Set an inode's flags."""
@@ -105,10 +102,7 @@ class Ext4:
 
     def flags(self, path: str) -> int:
         """An inode's flags."""
-        found = re.search(r"Flags: (0x[0-9a-f]+)", self.ask(f"stat {path}"))
-        if found is None:
-            raise FreeholdError(f"debugfs does not tell the flags of {path}")
-        return int(found[1], 16)
+        return int(self._told(path, "Flags"), 16)
 
     def set_size(self, path: str, size: int) -> None:
         """Set a file's size; its blocks stay."""
@@ -116,10 +110,7 @@ class Ext4:
 
     def size(self, path: str) -> int:
         """A file's size in bytes."""
-        found = re.search(r"Size: (\d+)", self.ask(f"stat {path}"))
-        if found is None:
-            raise FreeholdError(f"debugfs does not tell the size of {path}")
-        return int(found[1])
+        return int(self._told(path, "Size"))
 
     def place(self, path: str, offset: int) -> int:
         """Where byte ``offset`` of a file is in the disk image; beyond the file's end too, where its verity metadata is."""
@@ -136,6 +127,17 @@ class Ext4:
             byte = disk.read(1)
             disk.seek(place)
             disk.write(bytes([byte[0] ^ 1]))
+
+    def _cleared(self, path: str) -> list[str]:
+        """What removes a name that is there."""
+        return [f"unlink {path}"] if self.exists(path) else []
+
+    def _told(self, path: str, name: str) -> str:
+        """A number of an inode, as debugfs writes it."""
+        found = re.search(rf"{name}: (0x[0-9a-f]+|\d+)", self.ask(f"stat {path}"))
+        if found is None:
+            raise FreeholdError(f"debugfs does not tell the {name.lower()} of {path}")
+        return found[1]
 
     def _own(self, path: str, mode: int) -> list[str]:
         return [

@@ -15,7 +15,8 @@ from lab_release import Lab
 import freehold
 from freehold.device import loader
 from freehold.device.status import IN_RESCUE, WITHOUT_FIRMWARE, WITHOUT_SECURE_BOOT, gather, status
-from freehold.device.sysroot import Sysroot, image_of
+from freehold.device.sysroot import Sysroot
+from freehold.update.manifest import image_of
 
 
 @pytest.fixture

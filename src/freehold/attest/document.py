@@ -12,13 +12,15 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from freehold.attest import eventlog, measured, tpm, userlog
+from freehold.attest import measured, tpm, userlog
 from freehold.errors import InputError
+from freehold.keys import eventlog
 from freehold.keys.formats import MAX_REVOKED_BYTES
 from freehold.keys.verify import MAX_CERTIFICATE_BYTES, MAX_CERTIFICATES
+from freehold.keys.wire import json_object
 from freehold.lock.intent import MAX_SIGNED_BYTES
 from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT
 
@@ -212,15 +214,6 @@ def _b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
-    result: dict[str, object] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError("a key occurs twice")
-        result[key] = value
-    return result
-
-
 class _Reader:
     """Takes typed values out of a JSON object and collects every fault."""
 
@@ -228,10 +221,10 @@ class _Reader:
         if len(data) > limit:
             raise InputError(f"{what} is larger than {limit} bytes")
         try:
-            value = json.loads(data.decode(), object_pairs_hook=_unique)
-        except (ValueError, RecursionError):
+            value = json_object(data)
+        except ValueError:
             raise InputError(f"{what} is not JSON, or cut short") from None
-        if not isinstance(value, dict) or value.get("format") != wanted:
+        if value.get("format") != wanted:
             raise InputError(f"{what} has not the format {wanted!r}")
         self.what = what
         self.fields = value

@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 
 from freehold.attest import measured
 from freehold.attest.document import Evidence, Identity
-from freehold.attest.pe import Program
 from freehold.attest.verdict import Verdict
 from freehold.errors import FreeholdError
+from freehold.keys.pe import Program
 from freehold.keys.verify import Keychain
 from freehold.lock import intent
 from freehold.update import believe
+from freehold.update.manifest import image_of
 
-_IMAGE = re.compile(r"(?:^|\s)freehold\.image=([0-9a-f]{64})(?=\s|\Z)")
 _NO_KEYCHAIN = "no keychain was given to judge it by (--identity or --keychain)"
 
 
@@ -24,19 +23,19 @@ def command_line(verdict: Verdict, evidence: Evidence, sections: Mapping[str, by
     """The image digest that the measured command line names; "" when that is not shown."""
     measured = sections.get(".cmdline")
     line = evidence.command_line
-    if program is not None and measured == hashlib.sha256(program.sections.get(".cmdline", b"")).digest():
-        line = program.sections[".cmdline"].decode("latin-1").rstrip("\0\n")
+    sealed = program.first_profile().get(".cmdline") if program is not None else None
+    if program is not None and sealed is not None and measured == hashlib.sha256(program.loaded(sealed)).digest():
+        line = program.stored(sealed).decode("latin-1").rstrip("\0\n")
     elif measured is None or measured not in _spellings(line):
         verdict.refused("command-line", "the one in the evidence is not the one that was measured")
         return ""
     if line != evidence.command_line:
         verdict.refused("command-line", "the kernel runs with another one than that of its boot image")
         return ""
-    images = set(_IMAGE.findall(line))
-    if len(images) != 1:
+    image = image_of(line)
+    if not image:
         verdict.refused("command-line", "it names no image, or more than one")
         return ""
-    image = str(images.pop())
     verdict.ok("command-line", f"measured, and names the image {image[:16]}")
     return image
 

@@ -9,14 +9,15 @@ repository's commit is believed for nothing but keeping objects.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from freehold import atomic
 from freehold.device import loader
-from freehold.device.sysroot import Sysroot, read_bytes
+from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, NotHereError, VerificationError
+from freehold.files import read_bytes
 from freehold.keys import verity
 from freehold.keys.verify import Keychain
 from freehold.seal import erofs
@@ -26,7 +27,6 @@ from freehold.update.manifest import (
     IMAGE_LIMIT,
     MANIFEST_LIMIT,
     SIGNATURE_LIMIT,
-    UKI_LIMIT,
     Manifest,
     Uki,
     sha256,
@@ -43,7 +43,14 @@ class Base(NamedTuple):
 
 
 def read(sysroot: Sysroot, identity: str) -> tuple[believe.Believed, bytes]:
-    """The verified manifest of deployment ``identity`` with its bytes.
+    """The manifest of deployment ``identity``, verified by the sealed keychain, with its bytes. Raises as :func:`believed`."""
+    return believed(sysroot, identity, Keychain.from_directory(sysroot.keychain), sysroot.machine)
+
+
+def believed(
+    sysroot: Sysroot, identity: str, keychain: Keychain, machine: str | None
+) -> tuple[believe.Believed, bytes]:
+    """The manifest of deployment ``identity``, verified for ``machine`` (its id), with its bytes.
 
     :class:`NotHereError` when it is missing, :class:`VerificationError` when it is not genuine.
     """
@@ -53,8 +60,7 @@ def read(sysroot: Sysroot, identity: str) -> tuple[believe.Believed, bytes]:
         signature = read_bytes(directory / "manifest.json.sig", SIGNATURE_LIMIT)
     except OSError as error:
         raise NotHereError(f"deployment {identity} has no manifest: {error.strerror}") from None
-    keychain = Keychain.from_directory(sysroot.keychain)
-    found = believe.manifest(data, signature, keychain, sysroot.machine, f"the manifest of deployment {identity}")
+    found = believe.manifest(data, signature, keychain, machine, f"the manifest of deployment {identity}")
     if found.manifest.id != identity:
         raise VerificationError(f"the manifest in {directory} is another deployment's")
     return found, data
@@ -130,14 +136,23 @@ def rescue_image(sysroot: Sysroot, base: Base) -> bytes:
 def _kept(sysroot: Sysroot, base: Base, file: str, wanted: Uki, names: Sequence[str]) -> bytes:
     kept = sysroot.deployments / base.manifest.id / file
     for path in [kept, *(sysroot.esp / loader.LINUX / name for name in names)]:
-        with contextlib.suppress(OSError, FreeholdError):
-            data = read_bytes(path, UKI_LIMIT)
-            if hashlib.sha256(data).hexdigest() == wanted.sha256:
-                if path != kept:
+        data = sound(path, wanted)
+        if data is not None:
+            if path != kept:
+                with contextlib.suppress(OSError):
                     atomic.write(kept, data)
-                return data
+            return data
     what = "rescue" if file == rescue_entry.FILE else "kernel"
     raise NotHereError(
         f"the {what} image of release {base.manifest.version} is not on this machine as it was signed",
         hint="`freehold upgrade` brings a release that has one",
     )
+
+
+def sound(path: Path, wanted: Uki) -> bytes | None:
+    """The kernel image ``path`` when it is the one that a manifest names as ``wanted``."""
+    with contextlib.suppress(OSError, FreeholdError):
+        data = read_bytes(path, wanted.size)
+        if sha256(data) == wanted.sha256:
+            return data
+    return None

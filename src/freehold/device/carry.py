@@ -125,18 +125,8 @@ def upgrade(sysroot: Sysroot, key: Key, monitor: Monitor, words: handover.Words)
         base = _release(sysroot, words.release)
         entries = bases.as_releases(sysroot, stage.ensure_esp(sysroot))
         judgement = stage.judge(base.manifest, bases.of(sysroot, running.id).manifest, entries)
-        data: dict[str, object] = {
-            "schema": SCHEMA,
-            "verdict": judgement.verdict,
-            "running": {"version": running.version, "id": running.id},
-            "offered": {
-                "version": base.manifest.version, "id": base.manifest.id, "timestamp": base.manifest.timestamp,
-            },
-            "signer": bases.read(sysroot, base.manifest.id)[0].signer,
-            "stream": read_json(sysroot.state / "update.json").get("stream"),
-            "staged": judgement.verdict == "staged",
-            "downloaded": True,
-        }  # fmt: skip
+        data = report_data(judgement, running, base.manifest, bases.read(sysroot, base.manifest.id)[0].signer)
+        data |= {"stream": read_json(sysroot.state / "update.json").get("stream"), "downloaded": True}
         if judgement.verdict != "new":
             return Report(data, f"Nothing to do: {judgement.reason}.\n")
         _above_floor(sysroot, base)
@@ -150,6 +140,18 @@ def upgrade(sysroot: Sysroot, key: Key, monitor: Monitor, words: handover.Words)
         stage.note(sysroot, available=None, held=None)
     data |= {"staged": True, "requests": list(asked.list.lines)}
     return Report(data, staged_text(made.version))
+
+
+def report_data(judgement: stage.Judgement, running: Manifest, offered: Manifest, signer: str) -> dict[str, object]:
+    """``freehold-upgrade-1`` as far as it can be told before anything is done."""
+    return {
+        "schema": SCHEMA,
+        "verdict": judgement.verdict,
+        "running": {"version": running.version, "id": running.id},
+        "offered": {"version": offered.version, "id": offered.id, "timestamp": offered.timestamp},
+        "signer": signer,
+        "staged": judgement.verdict == "staged",
+    }
 
 
 def staged_text(version: str) -> str:

@@ -27,12 +27,17 @@ SCHEMA = "freehold-requests-1"
 _NEED = "--key URI where the owner's key is at hand, or --request FILE to have it signed elsewhere"
 
 
-def _credential(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--dry-run", action="store_true", help="show what would change, and change nothing")
-    group = parser.add_argument_group("the owner's credential (one of)")
-    choice = group.add_mutually_exclusive_group()
+def credential(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Whose word it is: the owner's key, or a request to be signed elsewhere; the group, for more of the kind."""
+    choice = parser.add_argument_group("the owner's credential (one of)").add_mutually_exclusive_group()
     choice.add_argument("--key", metavar="URI", help="the owner's key: file:PATH; on a builder also pkcs11: and tpm2:")
     choice.add_argument("--request", type=Path, metavar="FILE", help="write a request, to be signed elsewhere")
+    return choice
+
+
+def _credential(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--dry-run", action="store_true", help="show what would change, and change nothing")
+    credential(parser)
 
 
 def kargs_arguments(parser: argparse.ArgumentParser) -> None:
@@ -250,7 +255,7 @@ def _transact(
 
 def _answer(sysroot: Sysroot, options: argparse.Namespace, monitor: Monitor) -> Report:
     from freehold.device import strict, wanted
-    from freehold.device.sysroot import read_bytes
+    from freehold.files import read_bytes
 
     path, release = options.answer, options.release
     try:

@@ -12,8 +12,9 @@ import os
 import time
 
 from freehold.device import loader
-from freehold.device.sysroot import Deployment, Sysroot, read_bytes, read_json, read_text, stream_shown
+from freehold.device.sysroot import Deployment, Sysroot, read_json, read_text, stream_shown
 from freehold.errors import FreeholdError
+from freehold.files import read_bytes
 from freehold.report import Report
 from freehold.update.manifest import STREAM_LIMIT
 

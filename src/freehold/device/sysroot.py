@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from freehold.errors import FreeholdError, InputError, NotHereError
+from freehold.files import read_bytes
 from freehold.update.manifest import (
     ID_LENGTH,
     MANIFEST_LIMIT,
     STREAM_LIMIT,
     Manifest,
+    image_of,
     parse_manifest,
     stream_valid,
 )
 
 ID = re.compile(r"[0-9a-f]{16}\Z")
-_IMAGE = re.compile(r"(?:^|\s)freehold\.image=([0-9a-f]{64})(?=\s|\Z)")
 #: Refs of deployments in the repository; what no ref names is pruned.
 REF_PREFIX = "freehold/deployment/"
 _SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
@@ -249,12 +250,6 @@ class Sysroot(NamedTuple):
         return parse_update_config(read_bytes(path, STREAM_LIMIT), path)
 
 
-def image_of(cmdline: str) -> str:
-    """The image digest that a kernel command line names, "" when it names none or more than one."""
-    found = set(_IMAGE.findall(cmdline))
-    return str(found.pop()) if len(found) == 1 else ""
-
-
 def stream_shown(text: str) -> str:
     """The stream that an ``update.toml`` names, for display: a TOML parser costs ``status`` a tenth of its time."""
     match = _STREAM.search(text)
@@ -279,15 +274,6 @@ def parse_update_config(data: bytes, source: Path) -> UpdateConfig:
     if not (isinstance(stream, str) and stream_valid(stream)):
         raise InputError(f"{source}: update.stream: a stream's name expected")
     return UpdateConfig(check_url(url), stream, source)
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The file ``path``; :class:`FreeholdError` above ``limit`` bytes, :class:`OSError` when unreadable."""
-    with path.open("rb") as source:
-        data = source.read(limit + 1)
-    if len(data) > limit:
-        raise FreeholdError(f"{path} is larger than {limit} bytes")
-    return data
 
 
 def read_text(path: Path, limit: int) -> str:

@@ -65,16 +65,8 @@ def _upgrade(sysroot: Sysroot, config: UpdateConfig, options: Options, monitor: 
     # An ordinary user may ask, but not leave a note.
     with contextlib.suppress(PermissionError):
         stage.remember(sysroot, config, offered if fresh else None)
-    data: dict[str, object] = {
-        "schema": SCHEMA,
-        "verdict": judgement.verdict,
-        "running": {"version": running.version, "id": running.id},
-        "offered": {"version": offered.version, "id": offered.id, "timestamp": offered.timestamp},
-        "signer": offer.signer,
-        "stream": config.stream,
-        "staged": judgement.verdict == "staged",
-        "downloaded": False,
-    }
+    data = carry.report_data(judgement, running, offered, offer.signer)
+    data |= {"stream": config.stream, "downloaded": False}
     if options.until == "preview":
         changes = difference(release, offered)
         data["packages"] = {

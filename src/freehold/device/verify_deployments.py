@@ -13,15 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from freehold.attest import pe
-from freehold.device import loader, verify_esp, verify_pe
-from freehold.device.sysroot import ID, Sysroot, image_of
+from freehold.device import loader, verify_esp
+from freehold.device.sysroot import ID, Sysroot
 from freehold.device.verify_findings import BOOT, Finding, deviation, note
 from freehold.device.verify_kernel import read_regular
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
+from freehold.keys import pe
 from freehold.keys.verify import Keychain
 from freehold.update import believe, rescue_entry
-from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, Uki, parse_manifest
+from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, Uki, image_of, parse_manifest
 
 #: Reads something large through the buffer; what it found, and how many bytes it read.
 Job = Callable[[bytearray], tuple[list[Finding], int]]
@@ -130,7 +130,7 @@ def _loader(path: Path) -> bytes:
 def _authenticode(program: bytes) -> str:
     """What a signature of ``program`` covers, as a digest in hex; "" when it is no program."""
     try:
-        return pe.parse(program).authenticode.hex()
+        return pe.parse(program).authenticode().hex()
     except ValueError:
         return ""
 
@@ -289,9 +289,9 @@ def _command_line(path: Path) -> tuple[str, int]:
         size = os.fstat(source.fileno()).st_size
         if size > UKI_LIMIT:
             raise ValueError(f"larger than {UKI_LIMIT} bytes")
-        section = verify_pe.command_line_section(verify_pe.sections(source.read(verify_pe.HEAD_BYTES), size))
-        source.seek(section.offset)
-        return verify_pe.command_line(source.read(section.size)), size
+        section = pe.command_line_section(pe.headers(source.read(pe.HEAD_BYTES), size))
+        source.seek(section.start)
+        return pe.command_line(source.read(section.stored)), size
 
 
 def _uki_bytes(path: Path, name: str, identity: str, wanted: Uki, buffer: bytearray) -> tuple[list[Finding], int]:

@@ -87,15 +87,12 @@ def write_key(value: KeyFile) -> bytes:
 def read_key(data: bytes) -> KeyFile:
     """Read ``device.key``. :class:`ValueError` says what is wrong with it."""
     lines = _Lines(data, KEY_HEAD, MAX_KEY_FILE, "the device key's file")
-    keeper = lines.take("keeper")
-    found = next((one for one in KEEPERS if one == keeper), None)
-    if found is None:
-        raise ValueError("the device key's file names no keeper that is known")
+    keeper = lines.keeper()
     machine = lines.matching("machine", MACHINE)
     public = lines.binary("public")
     states = lines.states()
-    sealed = lines.binary("sealed") if found == "tpm2" else b""
-    value = KeyFile(found, machine, public, lines.binary("secret"), sealed, states)
+    sealed = lines.binary("sealed") if keeper == "tpm2" else b""
+    value = KeyFile(keeper, machine, public, lines.binary("secret"), sealed, states)
     lines.end()
     return value
 
@@ -154,12 +151,9 @@ def write_facts(value: Facts) -> bytes:
 def read_facts(data: bytes) -> Facts:
     """Read ``device.facts``. :class:`ValueError` says what is wrong with it."""
     lines = _Lines(data, None, MAX_TEXT, "the device key's facts")
-    keeper = lines.take("keeper")
-    found = next((one for one in KEEPERS if one == keeper), None)
-    if found is None:
-        raise ValueError("the device key's facts name no keeper that is known")
+    keeper = lines.keeper()
     sha256 = lines.matching("sha256", _HEX64)
-    value = Facts(found, sha256, int(lines.matching("made", _NUMBER)), int(lines.matching("not-after", _NUMBER)))
+    value = Facts(keeper, sha256, int(lines.matching("made", _NUMBER)), int(lines.matching("not-after", _NUMBER)))
     lines.end()
     return value
 
@@ -221,6 +215,14 @@ class _Lines:
             return _decode(text)
         except ValueError as error:
             raise ValueError(f"{self._what}: {key} {error}") from None
+
+    def keeper(self) -> Keeper:
+        """Who keeps the key."""
+        word = self.take("keeper")
+        for one in KEEPERS:
+            if one == word:
+                return one
+        raise ValueError(f"{self._what}: {word[:40]!r} is no keeper that is known")
 
     def states(self) -> tuple[str, ...]:
         """All lines ``state`` that follow."""

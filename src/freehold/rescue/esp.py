@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from freehold import atomic
+from freehold.device import base as bases
 from freehold.device import loader, prune
 from freehold.device.loader import Entry, Rescue
-from freehold.device.sysroot import Deployment, Sysroot, read_bytes
+from freehold.device.sysroot import Deployment, Sysroot
 from freehold.errors import FreeholdError, InputError
 from freehold.keys.verify import Keychain
-from freehold.update import believe, rescue_entry
-from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, Uki
+from freehold.update import rescue_entry
+from freehold.update.manifest import UKI_LIMIT, Manifest, Uki
 
 LOADERS = ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi")
 LOADER_LIMIT = 16 << 20
@@ -54,17 +55,10 @@ def genuine(sysroot: Sysroot, keychain: Keychain) -> tuple[list[Deployment], lis
     """Deployments whose manifest counts here by ``keychain``, newest first; complaints about the others."""
     good, complaints = [], []
     for deployment in sysroot.all_deployments():
-        directory = sysroot.deployments / deployment.id
         try:
-            data = read_bytes(directory / "manifest.json", MANIFEST_LIMIT)
-            signature = read_bytes(directory / "manifest.json.sig", SIGNATURE_LIMIT)
-        except (OSError, FreeholdError) as error:
-            complaints.append(f"{deployment.manifest.version} ({deployment.id}): {error}")
-            continue
-        try:
-            believe.manifest(data, signature, keychain, sysroot.machine, f"{deployment.manifest.version} ({deployment.id})")
+            bases.believed(sysroot, deployment.id, keychain, sysroot.machine)
         except FreeholdError as error:
-            complaints.append(error.message)
+            complaints.append(f"{deployment.manifest.version}: {error.message}")
         else:
             good.append(deployment)
     return good, complaints

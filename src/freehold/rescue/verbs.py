@@ -56,6 +56,13 @@ def _with_stick_esp(running: Sysroot) -> None:
     stage.ensure_esp(running)
 
 
+def _boot_partition(found: targets.Target) -> tuple[Path, bool, list[str]]:
+    """The boot partition, whether it has to be made anew, and that as the first of the steps to be shown."""
+    device = found.needed_esp()
+    fresh = not targets.usable_fat(device)
+    return device, fresh, [f"make a new FAT file system on {device}: what is there cannot be read"] if fresh else []
+
+
 def status_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``rescue status``."""
     _disk_argument(parser)
@@ -102,9 +109,7 @@ def repair_esp(options: argparse.Namespace, monitor: Monitor) -> Report:
     found = _open(options, running)
     _with_stick_esp(running)
     boot_loader, keychain = running.esp / esp.LOADERS[0], Keychain.from_directory(running.keychain)
-    device = found.needed_esp()
-    fresh = not targets.usable_fat(device)
-    steps = [f"make a new FAT file system on {device}: what is there cannot be read"] if fresh else []
+    device, fresh, steps = _boot_partition(found)
     with targets.sysroot_of(found, running, write=False, with_esp=not fresh) as machine:
         wanted = esp.plan(machine, keychain, boot_loader)
     steps += wanted.lines()
@@ -151,9 +156,7 @@ def _install(options: argparse.Namespace, monitor: Monitor, *, adopt: bool) -> R
     _with_stick_esp(running)
     source = work.source_of(running)
     verb = "adopt" if adopt else "install"
-    device = found.needed_esp()
-    fresh = not targets.usable_fat(device)
-    steps = [f"make a new FAT file system on {device}: what is there cannot be read"] if fresh else []
+    device, fresh, steps = _boot_partition(found)
     with targets.sysroot_of(found, running, write=False, with_esp=not fresh) as machine:
         if adopt:
             steps += work.adopt_steps(source, machine)

@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from freehold.errors import InputError
+from freehold.keys.wire import json_object
 
 MANIFEST_FORMAT = "freehold-release-1"
 STREAM_FORMAT = "freehold-stream-1"
@@ -34,6 +35,7 @@ NUMBER_LIMIT = 2**53
 _PACKAGES_LIMIT = 50_000
 _LINES_LIMIT = 512
 
+_IMAGE = re.compile(r"(?:^|\s)freehold\.image=([0-9a-f]{64})(?=\s|\Z)")
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 #: No "+", which begins the boot counter in file names on the ESP; nothing that FAT refuses; not how rescue entries begin.
 _VERSION = re.compile(r"(?!(?i:rescue)(?:-|\Z))[0-9A-Za-z][0-9A-Za-z.~^_-]{0,63}\Z")
@@ -111,6 +113,12 @@ def canonical(value: object) -> bytes:
 def sha256(data: bytes) -> str:
     """SHA-256 of ``data`` in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def image_of(cmdline: str) -> str:
+    """The image digest that a kernel command line names, "" when it names none or more than one."""
+    found = set(_IMAGE.findall(cmdline))
+    return str(found.pop()) if len(found) == 1 else ""
 
 
 def version_valid(version: str) -> bool:
@@ -191,29 +199,13 @@ class _Reader:
             raise InputError(f"the {self.what} is not valid: {self.faults[0]}", faults=self.faults)
 
 
-def _unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
-    result: dict[str, object] = {}
-    for key, value in pairs:
-        if key in result:
-            # Two readers may pick different ones: what was signed must mean one thing.
-            raise ValueError("a key occurs twice")
-        result[key] = value
-    return result
-
-
-def _constant(name: str) -> object:
-    raise ValueError(f"{name} is not a number")
-
-
 def _load(data: bytes, what: str, limit: int, wanted: str) -> _Reader:
     if len(data) > limit:
         raise InputError(f"the {what} is larger than {limit} bytes")
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_constant)
-    except (ValueError, RecursionError):
-        raise InputError(f"the {what} is not JSON") from None
-    if not isinstance(value, dict):
-        raise InputError(f"the {what} is not a JSON object")
+        value = json_object(data)
+    except ValueError:
+        raise InputError(f"the {what} is not a JSON object") from None
     if value.get("format") != wanted:
         found = str(value.get("format"))[:40]
         raise InputError(f"the {what} has the format {found!r}, this version reads {wanted!r}")

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading binary structures that somebody else may have written: bounded, in order, to the last byte. Pure."""
+"""Reading what somebody else may have written: binary structures to the last byte, JSON that means one thing. Pure."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Literal
 
 Order = Literal["big", "little"]
@@ -46,3 +48,28 @@ class Reader:
         """:class:`ValueError` unless everything has been taken."""
         if self.left:
             raise ValueError(f"{self.left} bytes behind the end")
+
+
+def json_object(data: bytes) -> dict[str, object]:
+    """The JSON object ``data``. :class:`ValueError` for anything else, a key that is there twice, and what is no number."""
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
+    return value
+
+
+def _unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for key, value in pairs:
+        if key in result:
+            # Two readers may pick different ones: what was signed must mean one thing.
+            raise ValueError("a key occurs twice")
+        result[key] = value
+    return result
+
+
+def _constant(name: str) -> object:
+    raise ValueError(f"{name} is not a number")
