@@ -25,7 +25,7 @@ PURE = (
     "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "device.trust", "device.verify_esp", "device.verify_findings", "device.verify_image",
     "device.verify_keys", "device.verify_machine", "device.verify_pe",
-    "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.verify",
+    "keys.dbx", "keys.der", "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.pkcs7", "keys.verify",
     "lock.intent", "lock.machine", "lock.memory", "lock.requests", "rescue.wish", "seal.authenticode", "seal.cpio",
     "seal.dpkg", "seal.erofs", "seal.headerball", "seal.ids", "seal.pe", "seal.varmap", "update.manifest", "update.parts",
     "update.rescue_entry", "vm.machine", "vm.keyboard",

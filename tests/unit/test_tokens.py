@@ -18,7 +18,7 @@ from freehold.build.store import cache_directory
 from freehold.build.tools import Tools, ensure
 from freehold.cli import main
 from freehold.errors import FreeholdError, InputError
-from freehold.keys import issue, x509
+from freehold.keys import dbx, issue, x509
 from freehold.keys.verify import Certificate, Keychain, verify, verify_document
 from freehold.monitor import NullMonitor
 from freehold.run import Argument, start
@@ -316,6 +316,11 @@ def test_the_verbs_with_a_handle(tpm: Path, tmp_path: Path, capsys: pytest.Captu
     assert main([*arguments, "--ca", ca]) == 0
     assert main(["key", "show", str(tmp_path / "d.crt")]) == 0
     assert "issued by    CN=me" in capsys.readouterr().out
+    (tmp_path / "none").mkdir()
+    arguments = ["key", "dbx", str(tmp_path / "d.crt"), "--key", ca, "--keys", str(tmp_path / "none")]
+    assert main([*arguments, "-o", str(tmp_path / "dbx.auth")]) == 0
+    update = dbx.verify((tmp_path / "dbx.auth").read_bytes(), [(tmp_path / "me.der").read_bytes()])
+    assert update.entries[0].data == (tmp_path / "d.der").read_bytes()
 
 
 @pytest.mark.parametrize(
