@@ -23,7 +23,7 @@ BROKEN = rf"{DENIED}|Load Error|Unsupported|Error loading|Invalid Parameter"
 
 def _flip_middle(target: Target, section: str) -> None:
     data = target.uki()
-    target.replace_uki(pe.flipped(data, section, pe.sections(data)[section].size // 2))
+    target.replace_uki(pe.flipped(data, section, pe.sections(data)[section].raw // 2))
 
 
 def flip_kernel(target: Target) -> None:

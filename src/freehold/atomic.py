@@ -19,7 +19,16 @@ TEMPORARY_PREFIX = ".tmp-"
 
 def fsync_directory(path: Path) -> None:
     """Make the names in directory ``path`` durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _fsync(path, os.O_DIRECTORY)
+
+
+def flush(path: Path) -> None:
+    """Make the data of the file ``path`` durable."""
+    _fsync(path, 0)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(fd)
     finally:
@@ -54,11 +63,7 @@ def publish(temporary: Path, path: Path) -> None:
     one whose loss only costs time (a cache).
     """
     if temporary.is_file():
-        fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        flush(temporary)
     temporary.rename(path)
     fsync_directory(path.parent)
 

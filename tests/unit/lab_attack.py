@@ -7,6 +7,7 @@ from pathlib import Path
 
 from attack.model import Facts, Row, Seen, Truth
 from attack.target import ESP_NAME, ROOT_NAME, Target
+from lab_pe import program
 
 from freehold.build import rootfs
 from freehold.build.disk import ESP_TYPE, LINUX_TYPE
@@ -44,32 +45,12 @@ def row(**changes: object) -> Row:
 
 
 def pe_file() -> bytes:
-    """A PE32+ file with the sections of a kernel image and a signature of 16 bytes."""
-    import struct
-
+    """A kernel image and a signature of 16 bytes."""
     contents = {
         ".linux": b"L" * (MIB + 1024), ".osrel": b"ID=freehold\nIMAGE_VERSION=2\n", ".cmdline": LINE.format(IMAGE["2"]).encode(),
         ".initrd": b"I" * 5120,
     }  # fmt: skip
-    optional = bytearray(240)
-    struct.pack_into("<H", optional, 0, 0x20B)
-    # Section and file alignment, sizes of headers, count of directories: what signing tools look at.
-    struct.pack_into("<II", optional, 32, 4096, 512)
-    struct.pack_into("<II", optional, 56, 1 << 22, 1024)
-    struct.pack_into("<I", optional, 108, 16)
-    head, table, at, address = bytearray(64), bytearray(), 1024, 4096
-    body = bytearray()
-    for name, content in contents.items():
-        size = -(-len(content) // 512) * 512
-        table += struct.pack("<8sIIII16x", name.encode(), len(content), address, size, at)
-        address += -(-size // 4096) * 4096
-        body += content.ljust(size, b"\0")
-        at += size
-    struct.pack_into("<II", optional, 112 + 32, at, 16)
-    head[:2] = b"MZ"
-    struct.pack_into("<I", head, 60, 64)
-    coff = b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, len(contents), 0, 0, 0, len(optional), 0)
-    return bytes(head + coff + optional + table).ljust(1024, b"\0") + bytes(body) + b"S" * 16
+    return program([(name, content, len(content)) for name, content in contents.items()], certificates=b"S" * 16)
 
 
 def signed_intent(machine: str, owner: object, **changes: object) -> bytes:

@@ -15,6 +15,7 @@ from uuid import UUID
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from lab_pe import OPTIONAL, whole
 from lab_release import key, manifest
 
 from freehold.attest.document import Attestation, Evidence, Identity, qualifying, serialize_evidence
@@ -85,25 +86,9 @@ def system_record(pcr: int, kind: str, text: str) -> bytes:
     )
 
 
-def pe(sections: dict[str, bytes]) -> bytes:
-    """A small PE32+ program."""
-    headers = 0x400
-    optional = struct.pack("<H", 0x20B).ljust(60, b"\0") + struct.pack("<I", headers)
-    optional = optional.ljust(108, b"\0") + struct.pack("<I", 16) + bytes(128)
-    table, body = b"", b""
-    for at, (name, data) in enumerate(sections.items()):
-        raw = -(-len(data) // 512) * 512
-        table += struct.pack("<8sIIII16x", name.encode(), len(data), 0x1000 * (at + 1), raw, headers + len(body))
-        body += data.ljust(raw, b"\0")
-    coff = struct.pack("<HHIIIHH", 0x8664, len(sections), 0, 0, 0, len(optional), 0x22)
-    start = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
-    return (start + b"PE\0\0" + coff + optional + table).ljust(headers, b"\0") + body
-
-
 def authenticode(program: bytes) -> bytes:
-    """For a program of :func:`pe`: everything but the checksum and the entry for certificates."""
-    optional = 0x40 + 24
-    return sha(program[: optional + 64] + program[optional + 68 : optional + 144] + program[optional + 152 :])
+    """Of a program of :mod:`lab_pe`: everything but the checksum and the entry for certificates."""
+    return sha(program[: OPTIONAL + 64] + program[OPTIONAL + 68 : OPTIONAL + 144] + program[OPTIONAL + 152 :])
 
 
 @dataclass
@@ -127,10 +112,10 @@ class Boot:
         self.private = ec.derive_private_key(self.seed, ec.SECP256R1())
         self.cmdline = f"freehold.image={self.image} ro console=ttyS0"
         self.sections = {
-            ".text": b"stub", ".osrel": b"ID=freehold\n", ".cmdline": self.cmdline.encode(), ".linux": pe({".text": b"kernel"}),
-            ".initrd": b"initrd" * 99, ".uname": b"6.12", ".sbat": b"sbat,1\n",
+            ".text": b"stub", ".osrel": b"ID=freehold\n", ".cmdline": self.cmdline.encode(),
+            ".linux": whole((".text", b"kernel")), ".initrd": b"initrd" * 99, ".uname": b"6.12", ".sbat": b"sbat,1\n",
         }  # fmt: skip
-        self.uki = pe(self.sections)
+        self.uki = whole(*self.sections.items())
         self.vendor, self.owner = key("release", "vendor"), key("owner", "me")
         self.keychain = {"release-vendor.der": self.vendor.certificate, "owner-me.der": self.owner.certificate}
         self.db = signature_list(self.vendor.certificate)

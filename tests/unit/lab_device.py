@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from pathlib import Path
 
+import lab_attest
 from lab_release import Lab, key
 
 from freehold.device import device_key
@@ -40,15 +40,13 @@ def keychain(keys: Path, revoked: tuple[Revocation, ...] = ()) -> Keychain:
     )  # fmt: skip
 
 
-def event(register: int, kind: int, digest: bytes, data: bytes = b"data") -> bytes:
-    digests = struct.pack("<IH", 2, 0x0004) + bytes(20) + struct.pack("<H", 0x000B) + digest
-    return struct.pack("<II", register, kind) + digests + struct.pack("<I", len(data)) + data
+def event(register: int, kind: int, digest: bytes, data: bytes = b"data") -> lab_attest.Made:
+    return lab_attest.event(register, kind, data, digest)
 
 
-def log(*events: bytes) -> bytes:
+def log(*events: lab_attest.Made) -> bytes:
     """A crypto agile log with a SHA-1 and a SHA-256 bank, as OVMF writes them."""
-    head = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 2) + struct.pack("<HHHH", 4, 20, 0xB, 32) + b"\0"
-    return struct.pack("<II20xI", 0, 3, len(head)) + head + b"".join(events)
+    return lab_attest.log_of(list(events))
 
 
 def digest(word: bytes) -> bytes:

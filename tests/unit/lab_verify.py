@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import os
 import stat
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import lab_release
 import pytest
+from lab_pe import whole
 from lab_release import Lab, key
 
 from freehold.device.verify_image import Listing, Pointer
@@ -36,20 +36,9 @@ MOUNTS = """\
 """
 
 
-def program(line: str, *, sections: Sequence[bytes] = (b".text", b".osrel", b".cmdline", b".linux")) -> bytes:
+def program(line: str, *, sections: Sequence[str] = (".text", ".osrel", ".cmdline", ".linux")) -> bytes:
     """An EFI program with ``line`` in its sections called ``.cmdline``."""
-    table, body = b"", b""
-    start = 0x400
-    for name in sections:
-        content = line.encode("latin-1") if name == b".cmdline" else name * 50
-        padded = content.ljust(-(-max(len(content), 1) // 512) * 512, b"\0")
-        table += struct.pack("<8sIIIIIIHHI", name, len(content), 0, len(padded), start + len(body), 0, 0, 0, 0, 0)
-        body += padded
-    head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
-    coff = struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, len(sections), 0, 0, 0, 112, 0)
-    # PE32+, size of headers, no data directories.
-    optional = struct.pack("<H58xI", 0x20B, start).ljust(112, b"\0")
-    return (head + coff + optional + table).ljust(start, b"\0") + body
+    return whole(*((name, (line if name == ".cmdline" else name * 50).encode("latin-1")) for name in sections))
 
 
 def sealed_line(digest: str) -> str:

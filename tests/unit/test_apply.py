@@ -38,7 +38,7 @@ from freehold.lock.intent import Intent
 from freehold.lock.requests import Karg, Package, Requests
 from freehold.monitor import NullMonitor
 from freehold.report import Report
-from freehold.seal import pe
+from freehold.seal import repack
 from freehold.update.fetch import Offer
 from freehold.update.manifest import Manifest, Stream, serialize_manifest
 
@@ -449,12 +449,12 @@ def test_a_request_says_one_thing(lab: DeriveLab) -> None:
     data = strict.pack(good)
     assert strict.unpack(data) == good
     other = requests.serialize(Requests((Karg("append", "init=/bin/sh"),)))
-    uki = pe.exchange(pe.parse(good.unsigned.uki), {".cmdline": [b"freehold.image=" + b"0" * 64]})
+    uki = repack.exchange(repack.parse(good.unsigned.uki), {".cmdline": [b"freehold.image=" + b"0" * 64]})
     two = strict.command_line(good.unsigned.uki).encode() + b" freehold.image=0"
-    twice = pe.exchange(pe.parse(good.unsigned.uki), {".cmdline": [two]})
+    twice = repack.exchange(repack.parse(good.unsigned.uki), {".cmdline": [two]})
     saving = strict.command_line(good.unsigned.rescue)
     rescues = [
-        pe.exchange(pe.parse(good.unsigned.rescue), {".cmdline": [line.encode()]})
+        repack.exchange(repack.parse(good.unsigned.rescue), {".cmdline": [line.encode()]})
         for line in (
             saving.replace(good.unsigned.manifest.image_digest, "0" * 64), saving.replace("freehold.rescue ", ""),
             f"{saving} freehold.image={'0' * 64}", f"{saving}\ninit=/bin/sh",
@@ -466,7 +466,7 @@ def test_a_request_says_one_thing(lab: DeriveLab) -> None:
         good._replace(unsigned=dataclasses.replace(good.unsigned, uki=uki)),
         good._replace(unsigned=dataclasses.replace(good.unsigned, uki=twice)),
         good._replace(unsigned=dataclasses.replace(good.unsigned, manifest=lab.running)),
-        good._replace(unsigned=dataclasses.replace(good.unsigned, uki=pe.attach(good.unsigned.uki, b"x"))),
+        good._replace(unsigned=dataclasses.replace(good.unsigned, uki=repack.attach(good.unsigned.uki, b"x"))),
         # The rescue's command line: of another tree, of no rescue, of two trees; or the deployment's is the rescue's.
         *(good._replace(unsigned=dataclasses.replace(good.unsigned, rescue=rescue)) for rescue in rescues),
         good._replace(unsigned=dataclasses.replace(good.unsigned, uki=good.unsigned.rescue)),

@@ -21,6 +21,7 @@ from freehold.build.store import cache_directory
 from freehold.build.tools import Tools, ensure
 from freehold.errors import FreeholdError
 from freehold.keys import verity
+from freehold.keys.pe import parse
 from freehold.keys.verify import Keychain
 from freehold.lock import intent
 from freehold.monitor import NullMonitor
@@ -242,7 +243,7 @@ def test_side_files_lie_beside_the_newest_image(fresh: Target) -> None:
     assert fresh.esp.names(folder) == ["foreign.addon.efi"]
     data = fresh.esp.read(f"{folder}/foreign.addon.efi")
     assert loader.MARK.encode() in pe.content(data, ".cmdline").replace(b"\0", b"")
-    assert pe.certificate_table(data)[1] > 0
+    assert parse(data).certificates[1] > 0
 
 
 def test_debugfs_complaints_are_heard(fresh: Target) -> None:

@@ -25,7 +25,7 @@ from freehold.lock import requests
 from freehold.lock.intent import Intent
 from freehold.lock.requests import Karg, Requests
 from freehold.monitor import NullMonitor
-from freehold.seal import erofs, pe
+from freehold.seal import erofs, repack
 
 pytestmark = pytest.mark.build
 KARGS = requests.serialize(Requests((Karg("append", "loglevel=7"),)))
@@ -186,7 +186,7 @@ def test_what_is_signed_is_what_was_meant(lab: DeriveLab) -> None:
     found, _ = bases.read(lab.sysroot, first.id)
     data = (lab.sysroot.images / found.manifest.image_digest).read_bytes()
     assert verity.digest_bytes(data).hex() == found.manifest.image_digest
-    line = pe.parse(lab.uki(found.manifest)).content(".cmdline").decode()
+    line = repack.content(repack.parse(lab.uki(found.manifest)), ".cmdline").decode()
     assert f"freehold.image={found.manifest.image_digest} " in line
     below = {one.path: one for one in erofs.read((lab.sysroot.images / lab.running.image_digest).read_bytes()).entries}
     changed = {one.path for one in erofs.read(data).entries if below.get(one.path) != one}

@@ -20,19 +20,20 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in MODULES]
 #: Bytes or text in, verdict out: no processes, no files, no system calls.
 PURE = (
-    "attest.boot", "attest.document", "attest.eventlog", "attest.judge", "attest.measured", "attest.owner", "attest.pe",
-    "attest.tpm", "attest.userlog", "attest.verdict", "attest.wire",
+    "attest.boot", "attest.document", "attest.judge", "attest.measured", "attest.owner", "attest.tpm", "attest.userlog",
+    "attest.verdict",
     "build.recipe_lines", "build.recipe_schema",
     "build.token_uri", "device.trust", "device.verify_esp", "device.verify_findings", "device.verify_image",
-    "device.verify_keys", "device.verify_machine", "device.verify_pe",
-    "keys.dbx", "keys.der", "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.pkcs7", "keys.verify",
+    "device.verify_keys", "device.verify_machine",
+    "keys.dbx", "keys.der", "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.pe", "keys.pkcs7",
+    "keys.verify", "keys.wire",
     "lock.intent", "lock.machine", "lock.memory", "lock.requests", "rescue.wish", "seal.authenticode", "seal.cpio",
-    "seal.dpkg", "seal.erofs", "seal.headerball", "seal.ids", "seal.pe", "seal.varmap", "update.manifest", "update.parts",
+    "seal.dpkg", "seal.erofs", "seal.headerball", "seal.ids", "seal.repack", "seal.varmap", "update.manifest", "update.parts",
     "update.rescue_entry", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",
-    "multiprocessing", "threading", "asyncio", "select", "io", "freehold.run", "freehold.atomic",
+    "multiprocessing", "threading", "asyncio", "select", "io", "freehold.run", "freehold.atomic", "freehold.files",
 }  # fmt: skip
 IMPURE_METHODS = {
     "open", "read_text", "read_bytes", "write_text", "write_bytes", "exists", "is_file", "is_dir", "lstat", "mkdir", "unlink",
@@ -41,7 +42,7 @@ IMPURE_METHODS = {
 #: Folder → layer; a module imports from its own layer or a lower number. Top modules by their own name.
 LAYERS = {
     "__main__": -1, "cli": 0, "rescue": 1, "device": 1, "server": 1, "build": 1, "vm": 1, "attest": 2, "boot": 2, "lock": 2,
-    "update": 2, "seal": 2, "keys": 3, "run": 4, "atomic": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
+    "update": 2, "seal": 2, "keys": 3, "run": 4, "atomic": 4, "files": 4, "monitor": 4, "errors": 4, "report": 4, "": 4,
 }  # fmt: skip
 #: Neighbours of one layer that may be used: publishing and starting machines need the builder's tools tree.
 BESIDE = {

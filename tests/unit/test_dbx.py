@@ -19,15 +19,13 @@ from hypothesis import strategies as st
 from lab_dbx import ADDON, LOADER, TIME, openssl_believes, signed, signer, tools, unsigned
 from test_efi import damage, offer, readers  # noqa: F401 (a fixture)
 
-from freehold.attest import pe as measured
 from freehold.build import dbx as work
 from freehold.build.keys import KeyDirectory
 from freehold.cli import main
 from freehold.errors import InputError, VerificationError
-from freehold.keys import dbx, efi, pkcs7
+from freehold.keys import dbx, efi, pe, pkcs7
 from freehold.keys.issue import create, issue
 from freehold.run import Argument, run
-from freehold.seal import pe
 
 pytestmark = pytest.mark.build
 ROOT_OF_TIME = "2026-09-21 14:13:20"
@@ -76,7 +74,7 @@ def test_every_byte_is_as_efitools_writes_it(keys: Path, tmp_path: Path) -> None
     revoked = work.gather([keys / "r1.crt", keys / "v.der", *map(Path, programs)], [])
     assert work.sign(revoked, signer(keys, "me"), TIME) == (tmp_path / "theirs").read_bytes()
     # Signed or not, a program has one digest.
-    assert digests == [measured.parse(unsigned(which)).authenticode for which in (LOADER, ADDON)]
+    assert digests == [pe.parse(unsigned(which)).authenticode() for which in (LOADER, ADDON)]
 
 
 def test_others_read_and_believe_it(keys: Path, tmp_path: Path) -> None:
@@ -171,7 +169,7 @@ def test_what_an_update_may_hold(keys: Path) -> None:
 @given(st.binary(max_size=400), st.integers(0, 1 << 32))
 @settings(max_examples=300, deadline=None)
 def test_readers_only_ever_say_value_error(noise: bytes, seed: int) -> None:
-    for read in (dbx.read, pkcs7.parse, lambda data: dbx.program("it", bytes(32), data)):
+    for read in (dbx.read, pkcs7.parse, dbx.enclosed):
         try:
             read(noise)
         except ValueError:
@@ -270,22 +268,22 @@ def test_an_entry_by_hash_reaches_the_signer_and_what_db_has(keys: Path, boot: d
 
 
 def test_a_program_by_its_digest(keys: Path, boot: dict[str, Path]) -> None:
-    mine = dbx.program_entry(measured.parse(unsigned()).authenticode)
+    mine = dbx.program_entry(pe.parse(unsigned()).authenticode())
     assert all(dbx.refusing([mine], program_of(path)) == mine for path in boot.values())
-    assert dbx.refusing([dbx.program_entry(measured.parse(unsigned(ADDON)).authenticode)], program_of(boot["r1"])) is None
+    assert dbx.refusing([dbx.program_entry(pe.parse(unsigned(ADDON)).authenticode())], program_of(boot["r1"])) is None
 
 
 def test_tables_of_signatures_that_do_not_fit(boot: dict[str, Path]) -> None:
     parsed = pe.parse(boot["r1"].read_bytes())
     offset, length = parsed.certificates
     table = parsed.data[offset : offset + length]
-    assert len(dbx.program("it", bytes(32), table * 2).certificates) == 2
+    assert len(dbx.enclosed(table * 2)) == 2
     # One of another kind is passed over.
-    assert dbx.program("it", bytes(32), struct.pack("<IHH", 16, 0x200, 1) + bytes(8)).certificates == ()
+    assert dbx.enclosed(struct.pack("<IHH", 16, 0x200, 1) + bytes(8)) == ()
     short, empty = struct.pack("<IHH", 7, 0x200, 2), struct.pack("<IHH", 9, 0x200, 2) + b"\0"
     for wrong in (table[:-9], table[:7], short, empty, table[:8] * 2):
         with pytest.raises(ValueError, match=r"table|DER|PKCS"):
-            dbx.program("it", bytes(32), wrong)
+            dbx.enclosed(wrong)
 
 
 def verb(*arguments: object) -> int:
@@ -306,7 +304,7 @@ def test_a_dry_run_says_it_in_words_and_writes_nothing(keys: Path, tmp_path: Pat
     said = capsys.readouterr().out
     assert f"certificate  CN=r1,OU=freehold-release ({mine}/r1.crt)" in said
     assert hashlib.sha256(der(keys, "r1")).hexdigest() in said
-    assert measured.parse(unsigned(ADDON)).authenticode.hex() in said
+    assert pe.parse(unsigned(ADDON)).authenticode().hex() in said
     assert f"! {mine}/r1.crt: CN=r1,OU=freehold-release is in use" in said
     assert "It would not be, without --force" in said
     assert verb(*what) == 2

@@ -19,13 +19,12 @@ from lab_child import in_a_child
 from lab_dbx import ADDON, TIME, Board, signed, signer, unsigned
 from lab_release import Lab
 
-from freehold.attest import pe as measured
 from freehold.cli import main
 from freehold.device import dbx as work
 from freehold.device import dbx_verbs, efivars
 from freehold.device.sysroot import Sysroot, history
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
-from freehold.keys import dbx, device, efi
+from freehold.keys import dbx, device, efi, pe
 from freehold.keys.issue import create, issue
 from freehold.report import Report
 from freehold.rescue import media
@@ -148,7 +147,7 @@ def test_issuers_digests_and_owners_count_too(lab: Lab, board: Board, keys: Path
         return caught.value.faults
 
     assert len(faults(update(keys, "v"))) == 4
-    assert "revoked itself" in faults(update(keys, more=(dbx.program_entry(measured.parse(unsigned(ADDON)).authenticode),)))[0]
+    assert "revoked itself" in faults(update(keys, more=(dbx.program_entry(pe.parse(unsigned(ADDON)).authenticode()),)))[0]
     assert "the owner me: intents that it signed" in faults(update(keys, "me"))[0]
     by_hash = efi.signed_part_sha256((keys / "v.der").read_bytes()) + bytes(16)
     assert len(faults(update(keys, more=(efi.Signature(efi.CERT_X509_SHA256, efi.OWNER, by_hash),)))) == 4

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from lab_derive import EPOCH, DeriveLab, digest_bytes, keys
 
-from freehold.device import apply, content, derive, loader, prune, stage, status
+from freehold.device import apply, content, derive, loader, prune, stage, status, verify_deployments
 from freehold.device import base as bases
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
+from freehold.keys.verify import Keychain
 from freehold.keys.verity import digest_file
 from freehold.lock import requests
 from freehold.lock.requests import Karg, Package, Requests
 from freehold.monitor import NullMonitor
 from freehold.run import run
-from freehold.seal import cpio, erofs, pe
+from freehold.seal import cpio, erofs, repack
 from freehold.seal.headerball import Entry
 from freehold.update.manifest import sha256
 
@@ -47,17 +48,17 @@ def test_kernel_arguments_from_end_to_end(lab: DeriveLab) -> None:
     assert loader.listing(lab.sysroot.esp)[0] == loader.Entry("1.0^7", made.id, 3)
 
     # The kernel image: another line and name, the same everything else, and the device's signature for the firmware.
-    uki, old = pe.parse(lab.uki(made)), pe.parse(base_uki)
+    uki, old = repack.parse(lab.uki(made)), repack.parse(base_uki)
     names = f"freehold.image={made.image_digest} freehold.release=1000"
     lines = [one.decode() for one in uki.contents(".cmdline")]
     assert lines == [f"{names} ro console=ttyS0 panic=5 loglevel=7"]
     # What the early step compares with lies behind the release's initrd, where it replaces the release's lines.
-    first = old.content(".initrd")
+    first = repack.content(old, ".initrd")
     saving = f"{names} ro quiet console=ttyS0 panic=5 freehold.rescue systemd.unit=freehold-rescue.target"
     both = f"{lines[0]}\n{saving}\n".encode()
     sealed = cpio.archive({"cmdline": cpio.Member(cpio.REGULAR, both)})
-    assert uki.content(".initrd") == first + b"\0" * (-len(first) % 4) + sealed
-    assert "IMAGE_VERSION=1.0^7\n" in uki.content(".osrel").decode()
+    assert repack.content(uki, ".initrd") == first + b"\0" * (-len(first) % 4) + sealed
+    assert "IMAGE_VERSION=1.0^7\n" in repack.content(uki, ".osrel").decode()
     for section in old.sections:
         if section.name not in (".cmdline", ".osrel", ".initrd"):
             assert uki.contents(section.name) == old.contents(section.name)
@@ -70,10 +71,10 @@ def test_kernel_arguments_from_end_to_end(lab: DeriveLab) -> None:
     data = lab.rescue(made).read_bytes()
     assert sha256(data) == made.rescue.sha256
     assert (lab.sysroot.deployments / made.id / "rescue.efi").read_bytes() == data
-    rescue = pe.parse(data)
-    assert rescue.content(".cmdline").decode() == saving
-    assert rescue.content(".initrd") == uki.content(".initrd")
-    shown = rescue.content(".osrel").decode()
+    rescue = repack.parse(data)
+    assert repack.content(rescue, ".cmdline").decode() == saving
+    assert repack.content(rescue, ".initrd") == repack.content(uki, ".initrd")
+    shown = repack.content(rescue, ".osrel").decode()
     assert "IMAGE_VERSION=1.0^7\n" in shown
     assert "IMAGE_ID=zz-rescue\n" in shown
     assert 'PRETTY_NAME="Freehold server 1.0^7 (rescue)"\n' in shown
@@ -108,8 +109,17 @@ def test_kernel_arguments_from_end_to_end(lab: DeriveLab) -> None:
     assert found.manifest.derived.base == lab.running.image_digest
     row = next(row for row in status.gather(lab.sysroot)["deployments"] if row["id"] == made.id)  # type: ignore[attr-defined]
     assert (row["base_version"], row["signer"], row["staged"]) == ("1.0", "machine", True)
-    assert row["kargs"] == [["append", "loglevel=7"], ["delete", "quiet"]]
+    assert row["kargs"] == ["append loglevel=7", "delete quiet"]
     assert not (lab.sysroot.root / "derive").exists()
+
+    # `freehold verify` believes it for the same reason; on another machine it is a stranger's.
+    keychain = Keychain.from_directory(lab.sysroot.keychain)
+    judged, faults = verify_deployments.deployments(lab.sysroot, verify_deployments.open_esp(lab.sysroot), keychain)
+    assert (faults, {one.id: one.signer for one in judged}[made.id]) == ([], "machine")
+    (lab.sysroot.root / "owner/id").write_text("0" * 32)
+    judged, faults = verify_deployments.deployments(lab.sysroot, verify_deployments.open_esp(lab.sysroot), keychain)
+    assert [(one.where, one.check) for one in faults] == [(made.id, "manifest-signature")]
+    assert {one.id: one.signer for one in judged}[made.id] == ""
 
 
 def test_equal_inputs_give_equal_deployments(lab: DeriveLab, tmp_path: Path) -> None:
@@ -131,7 +141,7 @@ def test_other_requests_stand_on_the_release_not_on_what_runs(lab: DeriveLab) ->
     first = go(lab).manifest
     lab.boot(first)
     second = go(lab, OTHER, 8).manifest
-    line = pe.parse(lab.uki(second)).content(".cmdline").decode()
+    line = repack.content(repack.parse(lab.uki(second)), ".cmdline").decode()
     assert line == f"freehold.image={second.image_digest} freehold.release=1000 ro quiet console=ttyS0 panic=5 nosmt"
     assert [entry.id for entry in loader.listing(lab.sysroot.esp)] == [second.id, first.id, lab.running.id]
     back = go(lab, KARGS, 9)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab_device import ID, LOCKED, OTHER, Bench, digest, event, keychain, log, signer, standing
+from lab_pe import program
 from lab_release import Lab
 
 from freehold.cli import main
@@ -189,9 +189,9 @@ VARIABLES = [digest(word) for word in (b"SecureBoot", b"PK", b"KEK", b"db", b"db
 def test_the_log_gives_one_registers_events() -> None:
     other = (event(4, 1, digest(b"other")), event(7, 3, digest(b"no action")))
     data = log(event(7, 1, digest(b"a")), *other, event(7, 4, digest(b"b")))
-    assert eventlog.register_events(data, 7) == (digest(b"a"), digest(b"b"))
-    assert eventlog.replay([]) == bytes(32)
-    assert eventlog.replay((digest(b"a"), digest(b"b"))) == digest(digest(bytes(32) + digest(b"a")) + digest(b"b"))
+    assert eventlog.register(eventlog.parse(data)[0], 7) == (digest(b"a"), digest(b"b"))
+    assert pcr.replay([]) == bytes(32)
+    assert pcr.replay((digest(b"a"), digest(b"b"))) == digest(digest(bytes(32) + digest(b"a")) + digest(b"b"))
 
 
 @given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 60))
@@ -200,7 +200,7 @@ def test_damaged_logs_are_refused_in_words(noise: bytes, at: int, cut: int) -> N
     good = log(*(event(7, 1, digest(bytes([number]))) for number in range(4)))
     for data in (noise, good[:at] + noise + good[at + cut :], good[:at]):
         try:
-            found = eventlog.register_events(data, 7)
+            found = eventlog.register(eventlog.parse(data)[0], 7)
         except ValueError:
             continue
         assert all(len(one) == 32 for one in found)
@@ -210,63 +210,64 @@ def test_what_vouches_is_measured_as_firmware_does() -> None:
     """UEFI_VARIABLE_DATA by hand: GUID of db, the two lengths, the name in UTF-16, the entry with its owner."""
     guid = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f").bytes_le
     by_hand = guid + (2).to_bytes(8, "little") + (16 + len(VENDOR.data)).to_bytes(8, "little") + b"d\0b\0" + OWNER.bytes_le
-    assert eventlog.vouching(VENDOR) == digest(by_hand + VENDOR.data)
+    assert pcr.vouching(VENDOR) == digest(by_hand + VENDOR.data)
 
 
 def test_a_first_change_of_the_owners_is_foreseen_and_the_way_back() -> None:
     """The vendor's boot and the derived one have different values, and each leads to the other."""
     db = (VENDOR, MINE)
-    release = [*VARIABLES, eventlog.vouching(VENDOR)]
-    derived = [*release, eventlog.vouching(MINE)]
-    one, two = eventlog.replay(release), eventlog.replay(derived)
-    assert eventlog.foresee(release, db, MINE.data) == (one, two)
-    assert eventlog.foresee(derived, db, MINE.data) == (two, one)
+    release = [*VARIABLES, pcr.vouching(VENDOR)]
+    derived = [*release, pcr.vouching(MINE)]
+    one, two = pcr.replay(release), pcr.replay(derived)
+    assert pcr.foresee(release, db, MINE.data) == (one, two)
+    assert pcr.foresee(derived, db, MINE.data) == (two, one)
     # Without the owner in db a derived image does not start: nothing else is to be believed.
-    assert eventlog.foresee(release, (VENDOR,), MINE.data) == (one,)
-    only = [*VARIABLES, eventlog.vouching(MINE)]
-    assert eventlog.foresee(only, (MINE,), MINE.data) == (eventlog.replay(only),)
+    assert pcr.foresee(release, (VENDOR,), MINE.data) == (one,)
+    only = [*VARIABLES, pcr.vouching(MINE)]
+    assert pcr.foresee(only, (MINE,), MINE.data) == (pcr.replay(only),)
 
 
 def test_secure_boot_off_is_never_among_the_values() -> None:
-    off = eventlog.replay([digest(b"SecureBoot off"), *VARIABLES[1:]])
-    assert off not in eventlog.foresee([*VARIABLES, eventlog.vouching(VENDOR)], (VENDOR, MINE), MINE.data)
+    off = pcr.replay([digest(b"SecureBoot off"), *VARIABLES[1:]])
+    assert off not in pcr.foresee([*VARIABLES, pcr.vouching(VENDOR)], (VENDOR, MINE), MINE.data)
     # Nor the variables without anything that vouched: nothing signed was started then.
-    assert eventlog.replay(VARIABLES) not in eventlog.foresee([*VARIABLES, eventlog.vouching(MINE)], (MINE,), MINE.data)
-
-
-def pe(*sections: tuple[bytes, bytes, int]) -> bytes:
-    """A PE image with these sections: name, stored bytes, size in memory."""
-    head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
-    head += struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, len(sections), 0, 0, 0, 0, 0)
-    at = len(head) + 40 * len(sections)
-    rows, bodies = b"", b""
-    for name, body, size in sections:
-        rows += struct.pack("<8sIIII16x", name, size, 0, len(body), at + len(bodies))
-        bodies += body
-    return head + rows + bodies
+    assert pcr.replay(VARIABLES) not in pcr.foresee([*VARIABLES, pcr.vouching(MINE)], (MINE,), MINE.data)
 
 
 def test_a_kernel_image_is_measured_section_by_section() -> None:
-    expected = bytes(32)
-    for part in (b".linux\0", b"kernel\0\0", b".cmdline\0", b"quiet", b".initrd\0", b"files"):
-        expected = pcr.extend(expected, part)
-    parts = ((b".initrd", b"files", 5), (b".text", b"code", 4), (b".cmdline", b"quiet...", 5), (b".linux", b"kernel", 8))
-    assert pcr.kernel_register(pe(*parts)) == expected
+    def after(*measured: bytes) -> bytes:
+        value = bytes(32)
+        for part in measured:
+            value = digest(value + digest(part))
+        return value
+
+    # In memory the kernel is larger than in the file: what is not there is zeros.
+    kernel = (b".linux\0", b"kernel".ljust(600, b"\0"))
+    expected = after(*kernel, b".cmdline\0", b"quiet", b".initrd\0", b"files")
+    parts = [(".initrd", b"files", 5), (".text", b"code", 4), (".cmdline", b"quiet...", 5), (".linux", b"kernel", 600)]
+    assert pcr.kernel_register(program(parts)) == expected
     # A signature of policies is not measured; another profile's sections are not, which the menu starts on demand.
-    assert pcr.kernel_register(pe(*parts, (b".pcrsig", b"signed", 6))) == expected
-    first = pcr.kernel_register(pe(*parts, (b".profile", b"ID=main", 7)))
-    rescue = ((b".profile", b"ID=rescue", 9), (b".cmdline", b"rescue", 6))
-    assert pcr.kernel_register(pe(*parts, (b".profile", b"ID=main", 7), *rescue)) == first != expected
+    assert pcr.kernel_register(program([*parts, (".pcrsig", b"signed", 6)])) == expected
+    main = [*parts, (".profile", b"ID=main", 7)]
+    first = pcr.kernel_register(program(main))
+    assert first == after(*kernel, b".cmdline\0", b"quiet", b".initrd\0", b"files", b".profile\0", b"ID=main")
+    rescue = [(".profile", b"ID=rescue", 9), (".cmdline", b"rescue", 6)]
+    assert pcr.kernel_register(program([*main, *rescue])) == first
+    # What the first profile has of its own counts instead of the common one.
+    own = program([*main, (".cmdline", b"own", 3), *rescue])
+    assert pcr.kernel_register(own) == after(
+        *kernel, b".cmdline\0", b"own", b".initrd\0", b"files", b".profile\0", b"ID=main"
+    )
     with pytest.raises(ValueError, match="depends on the board"):
-        pcr.kernel_register(pe(*parts, (b".dtbauto", b"tree", 4)))
+        pcr.kernel_register(program([*parts, (".dtbauto", b"tree", 4)]))
     with pytest.raises(ValueError, match="no kernel"):
-        pcr.kernel_register(pe(*parts[:3]))
+        pcr.kernel_register(program(parts[:3]))
 
 
 @given(st.binary(max_size=120), st.integers(0, 320), st.integers(0, 40))
 @settings(max_examples=300)
 def test_damaged_kernel_images_are_refused_in_words(noise: bytes, at: int, cut: int) -> None:
-    good = pe((b".linux", b"kernel", 6), (b".cmdline", b"quiet", 5))
+    good = program([(".linux", b"kernel", 6), (".cmdline", b"quiet", 5)])
     for data in (noise, b"MZ" + noise, good[:at] + noise + good[at + cut :]):
         try:
             assert len(pcr.kernel_register(data)) == 32

@@ -24,7 +24,7 @@ from freehold.build.tools import Tools, ensure
 from freehold.device import device_key, device_key_verbs
 from freehold.device.device_key import DeviceKeyError
 from freehold.errors import FreeholdError, VerificationError
-from freehold.keys import device, eventlog, issue, pcr
+from freehold.keys import device, issue, pcr, pe
 from freehold.keys.efi import CERT_X509, OWNER, Signature, certificate_list
 from freehold.keys.verify import judge_leaf
 from freehold.monitor import NullMonitor
@@ -128,7 +128,7 @@ class Board:
         )  # fmt: skip
         self.machine = bench.machine._replace(tpm=tpm)
         db = [bench.machine.keychain.certificates[2].der, signer(bench.keys).certificate_der()]
-        self.vendor, self.owner = (eventlog.vouching(Signature(CERT_X509, OWNER, der)) for der in db)
+        self.vendor, self.owner = (pcr.vouching(Signature(CERT_X509, OWNER, der)) for der in db)
         (bench.lab.sysroot.system / device_key._DB).write_bytes(b"\6\0\0\0" + b"".join(map(certificate_list, db)))
         for version in images:
             self.deploy(version)
@@ -209,11 +209,10 @@ class Board:
         for one in events:
             self.extend(7, one)
         content = image if image is not None else self.images[version]
-        sections = {name: (at, size) for name, at, _, size in pcr._sections(content)}
+        program = pe.parse(content)
         for name in (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat"):
-            at, size = sections[name]
             self.extend(11, digest(name.encode() + b"\0"))
-            self.extend(11, digest(content[at : at + size]))
+            self.extend(11, digest(program.contents(name)[0]))
         for word in words:
             self.word(word)
         named = self.places[version]

@@ -13,36 +13,20 @@ import pytest
 from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab_pe import OPTIONAL, whole
 from lab_release import key
 
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools
 from freehold.errors import InputError
 from freehold.keys.x509 import Signer
-from freehold.seal import authenticode, erofs, headerball, pe
+from freehold.seal import authenticode, erofs, headerball, repack
 from freehold.seal.headerball import Entry
 
 
 def program(**sections: bytes) -> bytes:
-    """A PE32+ file with these sections (``_`` for the dot), one behind the other, as a UKI has them."""
-    head = bytearray(1024)
-    head[0:2] = b"MZ"
-    struct.pack_into("<I", head, 0x3C, 64)
-    head[64:68] = b"PE\0\0"
-    struct.pack_into("<HH12xHH", head, 68, 0x8664, len(sections), 240, 0x22E)
-    struct.pack_into("<H", head, 88, 0x20B)
-    struct.pack_into("<II", head, 88 + 32, 4096, 512)
-    struct.pack_into("<II", head, 88 + 56, 0, 1024)
-    struct.pack_into("<I", head, 88 + 108, 16)
-    body, address = b"", 4096
-    for index, (name, content) in enumerate(sections.items()):
-        raw = -(-len(content) // 512) * 512
-        row = ("." + name.strip("_")).encode()
-        struct.pack_into("<8sIIIII", head, 328 + 40 * index, row, len(content), address, raw, 1024 + len(body), 0)
-        body += content.ljust(raw, b"\0")
-        address += -(-max(len(content), 1) // 4096) * 4096
-    struct.pack_into("<I", head, 88 + 56, address)
-    return bytes(head) + body
+    """A program with these sections (``_`` for the dot), as a UKI has them."""
+    return whole(*((f".{name.strip('_')}", content) for name, content in sections.items()))
 
 
 UKI = program(
@@ -57,70 +41,79 @@ def signer() -> Signer:
 
 @given(st.binary(max_size=6000), st.binary(max_size=600))
 def test_exchange_changes_what_it_should_and_nothing_else(line: bytes, release: bytes) -> None:
-    made = pe.parse(pe.exchange(pe.parse(UKI), {".cmdline": [line], ".osrel": [release]}))
+    made = repack.parse(repack.exchange(repack.parse(UKI), {".cmdline": [line], ".osrel": [release]}))
     assert (made.content(".cmdline"), made.content(".osrel")) == (line, release)
     for name in (".text", ".linux", ".initrd"):
-        assert made.content(name) == pe.parse(UKI).content(name)
+        assert made.content(name) == repack.parse(UKI).content(name)
     ordered = sorted(made.sections, key=lambda one: one.address)
     assert list(made.sections) == ordered
     for one, two in itertools.pairwise(ordered):
         assert one.address + one.size <= two.address
         assert two.address % 4096 == 0
     assert {one.name: one.address for one in made.sections}[".text"] == 4096
-    back = pe.exchange(made, {".cmdline": [b"freehold.image=00 ro"], ".osrel": [b"ID=x\n"]})
-    assert pe.parse(back).content(".linux") == pe.parse(UKI).content(".linux")
+    back = repack.exchange(made, {".cmdline": [b"freehold.image=00 ro"], ".osrel": [b"ID=x\n"]})
+    assert repack.parse(back).content(".linux") == repack.parse(UKI).content(".linux")
 
 
 @given(st.binary(max_size=9000), st.binary(max_size=9000))
 def test_profiles_stay_what_they_are(one: bytes, two: bytes) -> None:
     parts = {"text": b"t", "osrel": b"o", "cmdline": b"a", "linux": b"l" * 5000, "initrd": b"i", "profile": b"p"}
-    whole = pe.parse(program(**parts, profile_=b"q", cmdline_=b"b"))
-    assert whole.contents(".cmdline") == [b"a", b"b"]
-    made = pe.parse(pe.exchange(whole, {".cmdline": [one, two]}))
-    assert [section.name for section in made.sections] == [section.name for section in whole.sections]
+    parsed = repack.parse(program(**parts, profile_=b"q", cmdline_=b"b"))
+    assert parsed.contents(".cmdline") == [b"a", b"b"]
+    made = repack.parse(repack.exchange(parsed, {".cmdline": [one, two]}))
+    assert [section.name for section in made.sections] == [section.name for section in parsed.sections]
     assert made.contents(".cmdline") == [one, two]
     assert made.contents(".profile") == [b"p", b"q"]
     assert all(a.address + a.size <= b.address for a, b in itertools.pairwise(made.sections))
-    assert made.sections[0].address == whole.sections[0].address
+    assert made.sections[0].address == parsed.sections[0].address
     with pytest.raises(InputError):
-        pe.exchange(whole, {".cmdline": [one]})
+        repack.exchange(parsed, {".cmdline": [one]})
 
 
 def test_what_is_not_found_by_name_does_not_move() -> None:
-    whole = pe.parse(program(cmdline=b"a", text=b"t"))
-    assert pe.exchange(whole, {".cmdline": [b"x" * 4096]})
+    parsed = repack.parse(program(cmdline=b"a", text=b"t"))
+    assert repack.exchange(parsed, {".cmdline": [b"x" * 4096]})
     with pytest.raises(InputError, match="move"):
-        pe.exchange(whole, {".cmdline": [b"x" * 4097]})
+        repack.exchange(parsed, {".cmdline": [b"x" * 4097]})
+
+
+@pytest.mark.parametrize(("memory", "file"), [(0, 512), (4096, 0), (4096, 768), (4096, 256), (512, 1024), (1 << 31, 1 << 31)])
+def test_blocks_of_strange_sizes_are_refused(memory: int, file: int) -> None:
+    """The owner's computer puts together what a machine asks for: a block of 2 GiB for each section would kill it."""
+    changed = bytearray(UKI)
+    struct.pack_into("<II", changed, OPTIONAL + 32, memory, file)
+    with pytest.raises(InputError, match="of a kind"):
+        repack.parse(bytes(changed))
 
 
 def test_exchange_of_nothing_keeps_the_digest() -> None:
-    same = pe.exchange(pe.parse(UKI), {".cmdline": [b"freehold.image=00 ro"]})
-    assert pe.digest(pe.parse(same)) == pe.digest(pe.parse(UKI))
+    same = repack.exchange(repack.parse(UKI), {".cmdline": [b"freehold.image=00 ro"]})
+    assert repack.digest(repack.parse(same)) == repack.digest(repack.parse(UKI))
 
 
 def test_a_section_can_be_dropped_and_must_exist() -> None:
-    made = pe.parse(pe.exchange(pe.parse(UKI), {}, drop=frozenset({".osrel"})))
+    made = repack.parse(repack.exchange(repack.parse(UKI), {}, drop=frozenset({".osrel"})))
     assert [one.name for one in made.sections] == [".text", ".cmdline", ".linux", ".initrd"]
     with pytest.raises(InputError):
-        pe.exchange(pe.parse(UKI), {".pcrsig": [b""]})
+        repack.exchange(repack.parse(UKI), {".pcrsig": [b""]})
 
 
 def test_a_signature_does_not_change_the_digest_and_any_byte_does() -> None:
-    unsigned = pe.exchange(pe.parse(UKI), {})
-    digest = pe.digest(pe.parse(unsigned))
-    signed = pe.attach(unsigned, authenticode.sign(digest, signer().certificate_der(), signer().sign))
-    assert pe.digest(pe.parse(signed)) == digest
+    unsigned = repack.exchange(repack.parse(UKI), {})
+    digest = repack.digest(repack.parse(unsigned))
+    signed = repack.attach(unsigned, authenticode.sign(digest, signer().certificate_der(), signer().sign))
+    assert repack.digest(repack.parse(signed)) == digest
     assert len(signed) % 8 == 0
-    program = pe.parse(signed)
+    program = repack.parse(signed)
     for at in (64, program.table + 20, 1024, len(unsigned) - 1):
         changed = bytearray(signed)
         changed[at] ^= 1
         with contextlib.suppress(InputError):
-            assert pe.digest(pe.parse(bytes(changed))) != digest
+            assert repack.digest(repack.parse(bytes(changed))) != digest
     with pytest.raises(InputError):
-        pe.attach(signed, b"x")
+        repack.attach(signed, b"x")
     with pytest.raises(InputError):
-        pe.digest(pe.parse(signed + b"more"))
+        repack.digest(repack.parse(signed + b"more"))
 
 
 @given(st.integers(0, 1400), st.binary(min_size=1, max_size=8))
@@ -129,8 +122,8 @@ def test_a_damaged_program_is_refused_or_read(at: int, junk: bytes) -> None:
     data = UKI[:at] + junk + UKI[at + len(junk) :]
     for one in (data, data[:at]):
         try:
-            pe.digest(pe.parse(one))
-            pe.exchange(pe.parse(one), {".cmdline": [b"x"]})
+            repack.digest(repack.parse(one))
+            repack.exchange(repack.parse(one), {".cmdline": [b"x"]})
         except InputError:
             continue
 
@@ -160,12 +153,12 @@ def test_sbverify_believes_our_signatures_and_ukify_reads_our_sections(tmp_path:
         "--uname=6",
         "--os-release=ID=x\n", "--stub=/usr/lib/systemd/boot/efi/linuxx64.efi.stub", f"--output={tmp_path}/uki",
     ], binds=[tmp_path])  # fmt: skip
-    uki = pe.parse((tmp_path / "uki").read_bytes())
+    uki = repack.parse((tmp_path / "uki").read_bytes())
     (tmp_path / "certificate").write_bytes(signer().certificate_pem())
     for line in (b"freehold.image=11 ro", b"freehold.image=22 " + b"long " * 2000):
-        unsigned = pe.exchange(uki, {".cmdline": [line]})
-        pkcs7 = authenticode.sign(pe.digest(pe.parse(unsigned)), signer().certificate_der(), signer().sign)
-        (tmp_path / "signed").write_bytes(pe.attach(unsigned, pkcs7))
+        unsigned = repack.exchange(uki, {".cmdline": [line]})
+        pkcs7 = authenticode.sign(repack.digest(repack.parse(unsigned)), signer().certificate_der(), signer().sign)
+        (tmp_path / "signed").write_bytes(repack.attach(unsigned, pkcs7))
         tools.run(["sbverify", "--cert", tmp_path / "certificate", tmp_path / "signed"], ro_binds=[tmp_path])
         shown = tools.run(["ukify", "inspect", tmp_path / "signed", "--section=.cmdline:text"], ro_binds=[tmp_path])
         assert line.decode().strip() in shown.text

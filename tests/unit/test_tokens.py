@@ -18,11 +18,10 @@ from freehold.build.store import cache_directory
 from freehold.build.tools import Tools, ensure
 from freehold.cli import main
 from freehold.errors import FreeholdError, InputError
-from freehold.keys import dbx, issue, x509
+from freehold.keys import dbx, issue, pe, x509
 from freehold.keys.verify import Certificate, Keychain, verify, verify_document
 from freehold.monitor import NullMonitor
 from freehold.run import Argument, start
-from freehold.seal import pe
 
 pytestmark = pytest.mark.build
 MONITOR = NullMonitor()

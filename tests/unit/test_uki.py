@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from freehold.attest import pe
 from freehold.build import recipe_schema, uki
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools
 from freehold.device import loader
+from freehold.keys import pe
 from freehold.update import rescue_entry
 
 LINE = uki.command_line("f" * 64, 1_790_000_000, ["ttyS0"], ["systemd.unit=multi-user.target"])
@@ -56,9 +56,9 @@ def test_sections(tools: Tools, tmp_path: Path) -> None:
     found = [name for name, _ in sections(data)]
     assert all(found.count(name) == 1 for name in (".linux", ".initrd", ".osrel", ".cmdline", ".uname"))
     program = pe.parse(data)
-    assert program.sections[".cmdline"].decode() == LINE
+    assert program.contents(".cmdline") == [LINE.encode()]
     where = data.rindex(LINE.encode())
-    assert pe.parse(data[:where] + b"x" + data[where + 1 :]).authenticode != program.authenticode
+    assert pe.parse(data[:where] + b"x" + data[where + 1 :]).authenticode() != program.authenticode()
 
 
 def test_the_rescue_image_differs_in_command_line_and_name_only(tools: Tools, tmp_path: Path) -> None:

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judgements of ``freehold verify``: programs, images, the boot partition, mounts, keys, modules. No I/O."""
+"""The judgements of ``freehold verify``: images, the boot partition, mounts, keys, modules. No I/O."""
 
 from __future__ import annotations
 
 import hashlib
-import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lab_release import key
-from lab_verify import MOUNTS, program
+from lab_verify import MOUNTS
 
-from freehold.device import verify_esp, verify_image, verify_keys, verify_machine, verify_pe
+from freehold.device import verify_esp, verify_image, verify_keys, verify_machine
 from freehold.device.verify_findings import Checked, Finding, Result, clean, data, deviation, note, text, verdict
 from freehold.keys import efi
 from freehold.keys.formats import Revocation
@@ -25,70 +24,6 @@ LINE = f"freehold.image={'a' * 64} ro quiet"
 def checks(findings: list[Finding]) -> list[tuple[str, str]]:
     """Check and object of each deviation."""
     return [(one.check, one.object) for one in findings if one.severity == "deviation"]
-
-
-# --- programs
-
-
-def line_of(data: bytes) -> str:
-    section = verify_pe.command_line_section(verify_pe.sections(data, len(data)))
-    return verify_pe.command_line(data[section.offset : section.offset + section.size])
-
-
-def test_the_command_line_of_a_program() -> None:
-    assert line_of(program(LINE)) == LINE
-    assert line_of(program(LINE + "\n")) == LINE
-
-
-@pytest.mark.parametrize(
-    ("data", "fault"),
-    [
-        (b"", "not an EFI program"),
-        (b"MZ" + bytes(100), "no PE header"),
-        (b"ELF" + program(LINE)[3:], "not an EFI program"),
-        (program(LINE, sections=()), "0 sections"),
-        (program(LINE, sections=(b".text",)), "0 command lines"),
-        (program(LINE, sections=(b".cmdline", b".cmdline")), "2 command lines"),
-        (program("x" * 70_000), "larger"),
-        (program("caf\xe9"), "ascii"),
-        (program("a\x1b[2Jb"), "not printable"),
-    ],
-)
-def test_programs_that_are_none(data: bytes, fault: str) -> None:
-    with pytest.raises(ValueError, match=fault):
-        line_of(data)
-
-
-def test_sections_must_lie_in_the_file() -> None:
-    whole = program(LINE)
-    with pytest.raises(ValueError, match="lies outside"):
-        verify_pe.sections(whole, len(whole) - 512)
-    far = bytearray(whole)
-    struct.pack_into("<I", far, 0x3C, 0xFFFFFFF0)
-    with pytest.raises(ValueError, match="header lies outside"):
-        verify_pe.sections(bytes(far), len(far))
-
-
-@given(st.binary(max_size=600), st.integers(0, 1 << 33))
-def test_any_bytes_are_read_or_refused(data: bytes, size: int) -> None:
-    for candidate in (data, b"MZ" + data, program(LINE)[:200] + data):
-        try:
-            found = verify_pe.sections(candidate, size)
-        except ValueError:
-            continue
-        assert 0 < len(found) <= verify_pe.MAX_SECTIONS
-        assert all(one.offset + one.size <= size for one in found)
-
-
-@given(st.integers(0, 0x200), st.integers(0, 255))
-def test_any_changed_header_is_read_or_refused(at: int, value: int) -> None:
-    changed = bytearray(program(LINE))
-    changed[at] = value
-    try:
-        said = line_of(bytes(changed))
-    except ValueError:
-        return
-    assert said.isprintable()
 
 
 # --- images

@@ -11,22 +11,19 @@ import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from freehold.attest import eventlog, pe
 from freehold.attest.document import FIRMWARE_PCRS, VARIABLES, Identity
-from freehold.attest.eventlog import Event
 from freehold.attest.userlog import Record
 from freehold.attest.verdict import Verdict
-from freehold.keys import efi
+from freehold.keys import efi, eventlog, pcr, pe
+from freehold.keys.eventlog import Event
+from freehold.keys.pcr import KERNEL_PCR, SECURE_BOOT_PCR
 from freehold.keys.verify import Keychain
 
-PROGRAM_PCR, SECURE_BOOT_PCR, IMAGE_PCR, SYSTEM_PCR = 4, 7, 11, 15
+PROGRAM_PCR, SYSTEM_PCR = 4, 15
 #: Where systemd-stub measures what lies beside the image: command lines, credentials, add-ons; system extensions.
 BESIDE_PCRS = {12: "command lines, credentials or add-ons", 13: "system extensions"}
 _SEPARATOR_BYTES, _REMARK_BYTES = 4, 200
-_GUIDS = {
-    "SecureBoot": efi.GLOBAL_VARIABLE, "PK": efi.GLOBAL_VARIABLE, "KEK": efi.GLOBAL_VARIABLE,
-    "db": efi.IMAGE_SECURITY_DATABASE, "dbx": efi.IMAGE_SECURITY_DATABASE,
-}  # fmt: skip
+_GUIDS = {"SecureBoot": efi.GLOBAL_VARIABLE, **efi.VARIABLES, "dbx": efi.IMAGE_SECURITY_DATABASE}
 
 
 def firmware(verdict: Verdict, pcrs: Sequence[bytes], identity: Identity | None) -> None:
@@ -34,7 +31,7 @@ def firmware(verdict: Verdict, pcrs: Sequence[bytes], identity: Identity | None)
     if identity is None:
         verdict.unknown("firmware", "compared with nothing", decides=False)
         return
-    changed = [pcr for pcr in FIRMWARE_PCRS if pcrs[pcr] != identity.firmware[pcr]]
+    changed = [number for number in FIRMWARE_PCRS if pcrs[number] != identity.firmware[number]]
     if changed:
         listed = ", ".join(map(str, changed))
         verdict.refused("firmware", f"not what it was (PCR {listed}); after an update of it, take a new identity")
@@ -176,22 +173,22 @@ def programs(
             verdict.ok("programs", f"{label}: not known by itself, accepted by Secure Boot")
         else:
             verdict.refused("programs", f"{label}: nobody answers for it")
-    if program is not None and program.authenticode not in found:
+    if program is not None and program.authenticode() not in found:
         verdict.refused("programs", "the release's boot image is not among them")
 
 
 def _programs_of(program: pe.Program) -> dict[bytes, str]:
     """The release's image, and the kernel in it, which firmware may measure as well when the stub starts it."""
-    known = {program.authenticode: "the release's boot image"}
+    known = {program.authenticode(): "the release's boot image"}
     with contextlib.suppress(ValueError):
-        known[pe.parse(program.sections.get(".linux", b"")).authenticode] = "the kernel in the release's boot image"
+        known[pe.parse(program.content(".linux") or b"").authenticode()] = "the kernel in the release's boot image"
     return known
 
 
 def boot_image(verdict: Verdict, events: Sequence[Event], program: pe.Program | None) -> dict[str, bytes]:
     """The digests of the boot image's sections, by name; compared with the release's where there is one."""
-    mine = [event.digest for event in events if event.pcr == IMAGE_PCR]
-    names = {pe.name_digest(name): name for name in pe.MEASURED}
+    mine = eventlog.register(events, KERNEL_PCR)
+    names = {pcr.name_digest(name): name for name in pe.MEASURED}
     found: dict[str, bytes] = {}
     for at in range(0, len(mine), 2):
         name = names.get(mine[at])
@@ -206,7 +203,7 @@ def boot_image(verdict: Verdict, events: Sequence[Event], program: pe.Program | 
             "boot-image", f"{', '.join(found)} were measured; --release compares them with a release", decides=False
         )  # fmt: skip
     else:
-        wanted = dict(pe.stub_digests(program)[1::2])
+        wanted = pcr.section_digests(program)
         wrong = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
         text = (
             f"not the release's: {', '.join(wrong)}"
@@ -219,14 +216,14 @@ def boot_image(verdict: Verdict, events: Sequence[Event], program: pe.Program | 
 
 def beside(verdict: Verdict, pcrs: Sequence[bytes]) -> None:
     """Was anything given to the boot image from beside it? The PCRs alone say so."""
-    given = [f"{what} (PCR {pcr})" for pcr, what in BESIDE_PCRS.items() if pcrs[pcr] != bytes(32)]
+    given = [f"{what} (PCR {number})" for number, what in BESIDE_PCRS.items() if pcrs[number] != bytes(32)]
     text = f"the boot image was given {', '.join(given)}" if given else "the boot image was given nothing from outside"
     verdict.judged("beside", text, good=not given)
 
 
 def system(verdict: Verdict, records: Sequence[Record], machine: str) -> None:
     """What the running system measured: phases, the machine's id, and what nobody here knows."""
-    phases = [one.text for one in records if one.pcr == IMAGE_PCR and one.kind == "phase" and one.proven]
+    phases = [one.text for one in records if one.pcr == KERNEL_PCR and one.kind == "phase" and one.proven]
     if phases:
         verdict.unknown("system", f"phases of the boot that it measured itself: {', '.join(phases)}", decides=False)
     ids = [one for one in records if one.pcr == SYSTEM_PCR and one.kind == "machine-id"]

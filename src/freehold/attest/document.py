@@ -15,8 +15,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from freehold.attest import eventlog, measured, tpm, userlog
+from freehold.attest import measured, tpm, userlog
 from freehold.errors import InputError
+from freehold.keys import eventlog
 from freehold.keys.formats import MAX_REVOKED_BYTES
 from freehold.keys.verify import MAX_CERTIFICATE_BYTES, MAX_CERTIFICATES
 from freehold.lock.intent import MAX_SIGNED_BYTES

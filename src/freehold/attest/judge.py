@@ -12,11 +12,12 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
-from freehold.attest import boot, document, eventlog, measured, owner, tpm, userlog
+from freehold.attest import boot, document, measured, owner, tpm, userlog
 from freehold.attest.document import Attestation, Evidence, Identity
-from freehold.attest.pe import Program
 from freehold.attest.verdict import Verdict
 from freehold.errors import InputError
+from freehold.keys import eventlog, pcr
+from freehold.keys.pe import Program
 from freehold.keys.verify import Keychain
 
 #: What Linux measures by itself, whose log some kernels do not show in SHA-256.
@@ -152,9 +153,9 @@ def _replay(
     text = evidence.measured
     ours = [] if text is None else measured.extended(text)
     pairs = [(one.pcr, one.digest) for one in events], ours, [(one.pcr, one.digest) for one in records]
-    for pcr, digest in (pair for part in pairs for pair in part):
-        values[pcr] = eventlog.extend(values[pcr], digest)
-    wrong = [pcr for pcr, value in zip(document.PCRS, attestation.pcrs, strict=True) if values[pcr] != value]
+    for number, digest in (pair for part in pairs for pair in part):
+        values[number] = pcr.extend(values[number], digest)
+    wrong = [number for number, value in zip(document.PCRS, attestation.pcrs, strict=True) if values[number] != value]
     if _IMA_PCR in wrong and not evidence.ima_log:
         wrong.remove(_IMA_PCR)
         verdict.unknown(
@@ -171,11 +172,11 @@ def _replay(
 def _contents(verdict: Verdict, events: tuple[eventlog.Event, ...]) -> None:
     """Events that say something else than what was measured, and those of kinds that nobody here knows."""
     lying = [one for one in events if one.kind in eventlog.SELF_DESCRIBING and not one.proven]
-    decisive = [one for one in lying if one.pcr == boot.SECURE_BOOT_PCR]
+    decisive = [one for one in lying if one.pcr == pcr.SECURE_BOOT_PCR]
     if decisive:
         verdict.refused("log", f"PCR 7: what {_kinds(decisive)} says is not what was measured")
     if len(lying) > len(decisive):
-        rest = [one for one in lying if one.pcr != boot.SECURE_BOOT_PCR]
+        rest = [one for one in lying if one.pcr != pcr.SECURE_BOOT_PCR]
         verdict.unknown("log", f"measured, but not what the log shows of it: {_kinds(rest)}", decides=False)
     strange = [one for one in events if one.kind not in eventlog.NAMES]
     if strange:
@@ -184,4 +185,4 @@ def _contents(verdict: Verdict, events: tuple[eventlog.Event, ...]) -> None:
 
 def _kinds(events: list[eventlog.Event]) -> str:
     counted = Counter((one.pcr, one.kind_name) for one in events)
-    return ", ".join(f"PCR {pcr} {name} ({count})" for (pcr, name), count in sorted(counted.items())[:12])
+    return ", ".join(f"PCR {number} {name} ({count})" for (number, name), count in sorted(counted.items())[:12])

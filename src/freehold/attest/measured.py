@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from freehold.attest.eventlog import Event
 from freehold.attest.userlog import Record
+from freehold.keys.eventlog import Event
 from freehold.keys.pcr import KERNEL_PCR, LOCKED, NOT_LOCKED
 from freehold.lock.intent import MAX_NUMBER, Lock
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from freehold.attest import measured
 from freehold.attest.document import Evidence, Identity
-from freehold.attest.pe import Program
 from freehold.attest.verdict import Verdict
 from freehold.errors import InputError
+from freehold.keys.pe import Program
 from freehold.keys.verify import Keychain, verify_document
 from freehold.lock import intent
 from freehold.update.manifest import parse_manifest
@@ -24,8 +24,9 @@ def command_line(verdict: Verdict, evidence: Evidence, sections: Mapping[str, by
     """The image digest that the measured command line names; "" when that is not shown."""
     measured = sections.get(".cmdline")
     line = evidence.command_line
-    if program is not None and measured == hashlib.sha256(program.sections.get(".cmdline", b"")).digest():
-        line = program.sections[".cmdline"].decode("latin-1").rstrip("\0\n")
+    sealed = program.first_profile().get(".cmdline") if program is not None else None
+    if program is not None and sealed is not None and measured == hashlib.sha256(program.loaded(sealed)).digest():
+        line = program.stored(sealed).decode("latin-1").rstrip("\0\n")
     elif measured is None or measured not in _spellings(line):
         verdict.refused("command-line", "the one in the evidence is not the one that was measured")
         return ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from freehold.attest.wire import Reader
+from freehold.keys.wire import Reader
 
 MAX_PUBLIC_BYTES = 1024
 MAX_QUOTE_BYTES = 2048

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from freehold.attest.wire import Reader
+from freehold.keys.wire import Reader
 
 MAX_LOG_BYTES = 1 << 20
 MAX_RECORDS = 10_000

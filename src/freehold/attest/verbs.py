@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freehold.errors import EXIT_FAILED, InputError
+from freehold.files import read_given
 from freehold.monitor import Monitor, step
 from freehold.report import Report
 
@@ -105,11 +106,11 @@ def _check(options: argparse.Namespace) -> Report:
     if options.output is not None:
         raise InputError("--check writes no file", hint="--json prints the verdict for programs")
     nonce = document.parse_nonce(options.nonce)
-    attestation = document.parse_attestation(_read(options.check, document.MAX_ATTESTATION_BYTES))
+    attestation = document.parse_attestation(read_given(options.check, document.MAX_ATTESTATION_BYTES))
     identity: Identity | None = None
     keychain: Keychain | None = None
     if options.identity:
-        identity = document.parse_identity(_read(Path(options.identity), document.MAX_IDENTITY_BYTES))
+        identity = document.parse_identity(read_given(Path(options.identity), document.MAX_IDENTITY_BYTES))
         keychain = Keychain.from_files(identity.keychain, f"in {options.identity}")
     if options.keychain is not None:
         keychain = Keychain.from_directory(options.keychain)
@@ -120,27 +121,16 @@ def _check(options: argparse.Namespace) -> Report:
 
 def load_release(path: Path) -> Release:
     """The release in directory ``path``, or the UKI ``path``. :class:`InputError` when it is none."""
-    from freehold.attest import pe
     from freehold.attest.judge import Release
+    from freehold.keys import pe
     from freehold.update.manifest import UKI_LIMIT
 
     file = path / "uki.efi" if path.is_dir() else path
-    data = _read(file, UKI_LIMIT)
+    data = read_given(file, UKI_LIMIT)
     try:
         return Release(pe.parse(data), hashlib.sha256(data).hexdigest())
     except ValueError as error:
         raise InputError(f"{file}: {error}") from None
-
-
-def _read(path: Path, most: int) -> bytes:
-    try:
-        with path.open("rb") as source:
-            data = source.read(most + 1)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    if len(data) > most:
-        raise InputError(f"{path} is larger than {most} bytes")
-    return data
 
 
 VERBS = (("attest", "prove what runs here, or judge such a proof", attest_arguments, attest),)

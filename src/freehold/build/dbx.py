@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freehold import atomic
-from freehold.attest import pe as measured
 from freehold.build.keys import KeyDirectory
 from freehold.build.store import Store
 from freehold.errors import InputError, VerificationError
-from freehold.keys import dbx, x509
+from freehold.keys import dbx, pe, x509
 from freehold.keys.dbx import Program
 from freehold.keys.efi import CERT_X509, OWNER, Signature
 from freehold.keys.verify import Keychain
 from freehold.keys.x509 import Signer
-from freehold.seal import pe
 
 #: Programs of one directory (a boot partition, a release) that are looked at.
 MAX_PROGRAMS = 256
@@ -79,7 +77,7 @@ def _revoked(path: Path) -> Revoked:
     with path.open("rb") as source:
         if source.read(len(_PROGRAM_MARK)) == _PROGRAM_MARK:
             content = _PROGRAM_MARK + source.read(pe.MAX_BYTES)
-            return Revoked(dbx.program_entry(measured.parse(content).authenticode), str(path))
+            return Revoked(dbx.program_entry(pe.parse(content).authenticode()), str(path))
     return Revoked(dbx.certificate_entry(x509.der_of(x509.load_certificate(path))), str(path))
 
 
@@ -129,12 +127,10 @@ def programs(places: Sequence[str], store: Store) -> Iterator[Program]:
 def _program(path: Path) -> Program:
     try:
         with path.open("rb") as source:
-            parsed = pe.parse(source.read(pe.MAX_BYTES + 1))
-        offset, length = parsed.certificates
-        return dbx.program(str(path), pe.digest(parsed), parsed.data[offset : offset + length])
+            return dbx.program(str(path), source.read(pe.MAX_BYTES + 1))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (ValueError, InputError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: {error}") from None
 
 

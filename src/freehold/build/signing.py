@@ -18,11 +18,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from freehold import atomic
-from freehold.attest import pe
 from freehold.build import uki
 from freehold.build.tools import Tools
 from freehold.errors import InputError
-from freehold.keys import verity
+from freehold.keys import pe, verity
 from freehold.keys.verify import Keychain, verify_document
 from freehold.keys.x509 import Signer
 from freehold.update import rescue_entry
@@ -141,7 +140,8 @@ def _sign(tools: Tools, release: Path, unsigned: str, named: Uki, name: str, sig
 def _command_line(path: Path) -> str:
     """The command line in a kernel image, "" when it has none that can be read."""
     try:
-        return pe.parse(path.read_bytes()).sections.get(".cmdline", b"").rstrip(b"\0").decode("ascii")
+        program = pe.parse(path.read_bytes())
+        return program.stored(pe.command_line_section(program)).rstrip(b"\0").decode("ascii")
     except ValueError:
         return ""
 

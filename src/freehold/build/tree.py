@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from freehold import run
+from freehold import files, run
 from freehold.build import state
 from freehold.build.recipe import Recipe
 from freehold.errors import FreeholdError, InputError
@@ -29,18 +29,11 @@ MOUNT_POINTS = ("boot", "dev", "efi", "etc", "proc", "run", "sys", "sysroot", "t
 MAPPERS = {"/usr/bin/newuidmap": 7, "/usr/bin/newgidmap": 6}
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def remove_leftovers(tree: Path) -> None:
     """Delete secrets, caches and what the build machine left."""
     for pattern in (*SECRETS, *LEFTOVERS):
         for path in sorted(tree.glob(pattern)):
-            _remove(path)
+            files.remove(path)
 
 
 def settle_kernel(tree: Path) -> str:
@@ -58,7 +51,7 @@ def settle_kernel(tree: Path) -> str:
         if source.is_file():
             shutil.move(source, home / target)
     for path in sorted((tree / "boot").iterdir()):
-        _remove(path)
+        files.remove(path)
     if not (home / "vmlinuz").is_file():
         raise FreeholdError(f"the kernel package of {version} brought no vmlinuz")
     return version
@@ -132,7 +125,7 @@ def settle_layout(tree: Path) -> None:
     """/etc becomes the factory copy /usr/etc; machine-owned directories become links into /var."""
     shutil.move(tree / "etc", tree / "usr/etc")
     for name, target in VAR_LINKS.items():
-        _remove(tree / name)
+        files.remove(tree / name)
         (tree / name).symlink_to(target)
     for name in MOUNT_POINTS:
         path = tree / name

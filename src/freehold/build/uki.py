@@ -9,7 +9,7 @@ from pathlib import Path
 from freehold.build.tokens import NOBODY_TO_ASK
 from freehold.build.tools import Tools
 from freehold.keys.x509 import Signer
-from freehold.seal import authenticode, pe
+from freehold.seal import authenticode, repack
 from freehold.update import rescue_entry
 
 STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
@@ -100,5 +100,5 @@ def sign_efi(tools: Tools, source: Path, target: Path, signer: Signer) -> None:
 def _signed(unsigned: bytes, signer: Signer) -> bytes:
     """The program with a signature; what is signed is the program filled up to where the signature begins."""
     padded = unsigned + bytes(-len(unsigned) % _SIGNATURE_ALIGNMENT)
-    digest = pe.digest(pe.parse(padded))
-    return pe.attach(padded, authenticode.sign(digest, signer.certificate_der(), signer.sign))
+    digest = repack.parse(padded).authenticode()
+    return repack.attach(padded, authenticode.sign(digest, signer.certificate_der(), signer.sign))

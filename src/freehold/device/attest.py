@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from freehold import run
-from freehold.attest import boot, document, eventlog, measured, tpm, userlog
+from freehold.attest import boot, document, measured, tpm, userlog
 from freehold.attest.document import Attestation, Endorsement, Evidence, Identity
-from freehold.device.sysroot import Sysroot, read_bytes, read_text
+from freehold.device.sysroot import Sysroot, read_text
 from freehold.errors import CommandError, FreeholdError, InputError, NotHereError
+from freehold.files import read_bytes
+from freehold.keys import eventlog, pcr
 from freehold.keys.formats import MAX_REVOKED_BYTES, REVOKED_NAME
 from freehold.keys.verify import MAX_CERTIFICATE_BYTES
 from freehold.lock.intent import MAX_SIGNED_BYTES
@@ -175,7 +177,7 @@ def identity(sysroot: Sysroot, tpm_: Tpm) -> Identity:
             time=int(time.time()),
             key=read_bytes(work / "ak.pub", tpm.MAX_PUBLIC_BYTES),
             endorsements=tuple(_endorsements(tpm_, work)),
-            firmware={pcr: pcrs[pcr] for pcr in document.FIRMWARE_PCRS},
+            firmware={number: pcrs[number] for number in document.FIRMWARE_PCRS},
             programs=tuple(dict.fromkeys(boot.started(events))),
             variables={name: hashlib.sha256(variables[name]).digest() for name in document.VARIABLES},
             keychain=_keychain(sysroot),
@@ -193,10 +195,7 @@ def _begins_with(value: bytes, text: bytes | None, sysroot: Sysroot) -> bool:
     except ValueError:
         return False
     digests += [one.digest for one in records if one.pcr == measured.PCR]
-    known = bytes(32)
-    for digest in digests:
-        known = eventlog.extend(known, digest)
-    return known == value
+    return pcr.replay(digests) == value
 
 
 def _endorsements(tpm_: Tpm, work: Path) -> Iterator[Endorsement]:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from freehold import atomic
 from freehold.device import believe, loader
-from freehold.device.sysroot import Sysroot, read_bytes, read_text
+from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, NotHereError, VerificationError
+from freehold.files import read_bytes
 from freehold.keys import verity
 from freehold.keys.verify import Keychain
 from freehold.seal import erofs
@@ -54,8 +55,7 @@ def read(sysroot: Sysroot, identity: str) -> tuple[believe.Believed, bytes]:
     except OSError as error:
         raise NotHereError(f"deployment {identity} has no manifest: {error.strerror}") from None
     keychain = Keychain.from_directory(sysroot.keychain)
-    machine = read_text(sysroot.root / "owner/id", 64).strip() or None
-    found = believe.manifest(data, signature, keychain, machine, f"the manifest of deployment {identity}")
+    found = believe.manifest(data, signature, keychain, sysroot.machine, f"the manifest of deployment {identity}")
     if found.manifest.id != identity:
         raise VerificationError(f"the manifest in {directory} is another deployment's")
     return found, data

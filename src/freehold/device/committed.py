@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from freehold.device import wanted
-from freehold.device.sysroot import Sysroot, read_bytes
+from freehold.device.sysroot import Sysroot
 from freehold.errors import VerificationError
+from freehold.files import read_bytes
 from freehold.keys import verity
 from freehold.lock import etc
 from freehold.seal import erofs

@@ -15,10 +15,9 @@ from freehold.device import efivars, loader, stage, verify_esp
 from freehold.device.sysroot import Sysroot, record
 from freehold.device.verify_kernel import read_regular
 from freehold.errors import FreeholdError, InputError, NotHereError
-from freehold.keys import dbx
+from freehold.keys import dbx, pe
 from freehold.keys.efi import CERT_X509, GLOBAL_VARIABLE, IMAGE_SECURITY_DATABASE, REFUSED, Signature, parse_lists
 from freehold.keys.verify import Keychain
-from freehold.seal import pe
 
 _BOOT_HINT = (
     "`freehold rescue repair-esp`, from a stick that another key signed, puts its boot loader there; upgrade and reboot into a "
@@ -130,9 +129,7 @@ def _programs(sysroot: Sysroot, booted: str) -> Iterator[tuple[str, bool]]:
 
 
 def _read(sysroot: Sysroot, name: str) -> dbx.Program:
-    parsed = pe.parse(read_regular(sysroot.esp / name, pe.MAX_BYTES))
-    offset, length = parsed.certificates
-    return dbx.program(name, pe.digest(parsed), parsed.data[offset : offset + length])
+    return dbx.program(name, read_regular(sysroot.esp / name, pe.MAX_BYTES))
 
 
 def apply(sysroot: Sysroot, wanted: Plan, data: bytes, *, force: bool = False, append: efivars.Append = efivars.append) -> bool:

@@ -36,14 +36,16 @@ from freehold import atomic
 from freehold.device import base as bases
 from freehold.device import content, loader, prune
 from freehold.device.base import Base
-from freehold.device.sysroot import Sysroot, image_of, read_bytes, read_text
+from freehold.device.sysroot import Sysroot, image_of
 from freehold.errors import FreeholdError, InputError, VerificationError
+from freehold.files import read_bytes
 from freehold.keys import verity
+from freehold.keys.pe import Program
 from freehold.keys.x509 import Signer
 from freehold.lock import requests
 from freehold.monitor import Monitor, step
 from freehold.run import run
-from freehold.seal import authenticode, cpio, erofs, pe
+from freehold.seal import authenticode, cpio, erofs, repack
 from freehold.seal.erofs import Image
 from freehold.seal.headerball import Entry, headerball
 from freehold.update import rescue_entry
@@ -159,8 +161,8 @@ def assemble(
     version = version_of(base.manifest, serial)
     with step(monitor, "reading the release"):
         below = bases.image(sysroot, base)
-        program = pe.parse(bases.kernel_image(sysroot, base, loader.listing(sysroot.esp)))
-    line = program.content(".cmdline").decode("ascii", "replace")
+        program = repack.parse(bases.kernel_image(sysroot, base, loader.listing(sysroot.esp)))
+    line = repack.content(program, ".cmdline").decode("ascii", "replace")
     if image_of(line) != base.manifest.image_digest:
         raise FreeholdError(f"the kernel image of {base.manifest.version} names another tree")
     line = requests.command_line(line, wanted.kargs)
@@ -185,28 +187,28 @@ def assemble(
             base.manifest.image_digest, base.fingerprint, base.manifest.version, requests.name_of(text), wanted.lines
         ),
     )  # fmt: skip
-    return Unsigned(manifest, uki, rescue_image(uki, saving), pe.digest(pe.parse(uki)))
+    return Unsigned(manifest, uki, rescue_image(uki, saving), repack.digest(repack.parse(uki)))
 
 
-def _kernel_image(program: pe.Program, old: str, new: str, line: str, version: str) -> tuple[bytes, str]:
+def _kernel_image(program: Program, old: str, new: str, line: str, version: str) -> tuple[bytes, str]:
     """The release's kernel image for the tree ``new``, started with ``line``, and its rescue image's command line. Pure.
 
     The rescue entry keeps the release's own arguments: it is for when the owner's are wrong. The early step knows the
     sealed lines from the initrd's ``/cmdline``; a second archive behind the first replaces that file.
     """
-    lines = [line, rescue_entry.line(program.content(".cmdline").decode("ascii", "replace"))]
+    lines = [line, rescue_entry.line(repack.content(program, ".cmdline").decode("ascii", "replace"))]
     for at, found in enumerate(lines):
         if image_of(found) != old:
             raise FreeholdError("a command line of the release's kernel image names another tree")
         lines[at] = found.replace(f"freehold.image={old}", f"freehold.image={new}")
     sealed = cpio.archive({"cmdline": cpio.Member(cpio.REGULAR, "".join(f"{one}\n" for one in lines).encode())})
-    initrd = program.content(".initrd")
+    initrd = repack.content(program, ".initrd")
     contents = {
         ".cmdline": [lines[0].encode()],
-        ".osrel": [renamed(program.content(".osrel").decode(), version).encode()],
+        ".osrel": [renamed(repack.content(program, ".osrel").decode(), version).encode()],
         ".initrd": [initrd + b"\0" * (-len(initrd) % 4) + sealed],
     }
-    return pe.exchange(program, contents, drop=STALE_SECTIONS), lines[1]
+    return repack.exchange(program, contents, drop=STALE_SECTIONS), lines[1]
 
 
 def rescue_image(uki: bytes, line: str) -> bytes:
@@ -214,9 +216,9 @@ def rescue_image(uki: bytes, line: str) -> bytes:
 
     Pure: the machine and the owner's computer come to equal bytes, so that a request carries one kernel image only.
     """
-    program = pe.parse(uki)
-    release = rescue_entry.os_release(program.content(".osrel").decode("utf-8", "replace"))
-    return pe.exchange(program, {".cmdline": [line.encode()], ".osrel": [release.encode()]})
+    program = repack.parse(uki)
+    release = rescue_entry.os_release(repack.content(program, ".osrel").decode("utf-8", "replace"))
+    return repack.exchange(program, {".cmdline": [line.encode()], ".osrel": [release.encode()]})
 
 
 def sign_uki(digest: bytes, signer: Signer) -> bytes:
@@ -231,7 +233,7 @@ def completed(unsigned: Unsigned, uki: bytes, rescue: bytes) -> tuple[Manifest, 
     Pure: the machine and the owner's computer come to equal bytes.
     """
     manifest = unsigned.manifest
-    signed = pe.attach(unsigned.uki, uki), pe.attach(unsigned.rescue, rescue)
+    signed = repack.attach(unsigned.uki, uki), repack.attach(unsigned.rescue, rescue)
     named = [
         old._replace(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
         for old, data in zip((manifest.uki, manifest.rescue), signed, strict=True)
@@ -242,7 +244,7 @@ def completed(unsigned: Unsigned, uki: bytes, rescue: bytes) -> tuple[Manifest, 
 def sign(unsigned: Unsigned, signer: Signer) -> Signatures:
     """All three signatures by ``signer``: the device's key, or the owner's."""
     uki = sign_uki(unsigned.signature_digest, signer)
-    rescue = sign_uki(pe.digest(pe.parse(unsigned.rescue)), signer)
+    rescue = sign_uki(repack.digest(repack.parse(unsigned.rescue)), signer)
     manifest, _, _ = completed(unsigned, uki, rescue)
     return Signatures(uki, rescue, signer.sign_document(serialize_manifest(manifest)), _name(signer))
 
@@ -270,8 +272,7 @@ def finish(sysroot: Sysroot, unsigned: Unsigned, signatures: Signatures) -> Mani
     manifest, uki, rescue = completed(unsigned, signatures.uki, signatures.rescue)
     data = serialize_manifest(manifest)
     keychain = Keychain.from_directory(sysroot.keychain)
-    machine = read_text(sysroot.root / "owner/id", 64).strip() or None
-    believed = believe.manifest(data, signatures.manifest, keychain, machine, "the new deployment")
+    believed = believe.manifest(data, signatures.manifest, keychain, sysroot.machine, "the new deployment")
     directory = sysroot.deployments / manifest.id
     directory.mkdir(parents=True, exist_ok=True)
     atomic.fsync_directory(sysroot.deployments)

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from freehold import atomic
-from freehold.device.sysroot import Sysroot, read_bytes
+from freehold.device.sysroot import Sysroot
 from freehold.device.tpm import RegistersError, Tpm
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
+from freehold.files import read_bytes
 from freehold.keys import device, eventlog, pcr
 from freehold.keys.device import Bundle, Facts, KeyFile
 from freehold.keys.efi import MAX_LIST_BYTES, Signature, parse_lists
@@ -405,7 +406,7 @@ def _check_measured(machine: Machine) -> None:
     try:
         kernel = pcr.kernel_register(kernel_image(machine, machine.sysroot.booted_id()))
     except ValueError as error:
-        raise DeviceKeyError(f"the running kernel image {error}: no device key is made") from None
+        raise DeviceKeyError(f"the running kernel image: {error}: no device key is made") from None
     locked = [pcr.after(kernel, phase) for phase in pcr.PHASES]
     expected = [pcr.after(kernel, (pcr.NOT_LOCKED, *phase[1:])) for phase in pcr.PHASES]
     if now in locked:
@@ -425,15 +426,15 @@ def _foreseen(machine: Machine) -> tuple[bytes, ...]:
             "the TPM has no SHA-256 registers: no device key is made", hint="the firmware's settings have them"
         )
     try:
-        events = eventlog.register_events(machine.tpm.log(), pcr.SECURE_BOOT_PCR)
+        events = eventlog.register(eventlog.parse(machine.tpm.log())[0], pcr.SECURE_BOOT_PCR)
         db = _firmware_db(machine.sysroot)
     except ValueError as error:
-        raise DeviceKeyError(f"{error}: no device key is made") from None
-    if eventlog.replay(events) != now:
+        raise DeviceKeyError(f"the firmware's event log or db: {error}: no device key is made") from None
+    if pcr.replay(events) != now:
         raise DeviceKeyError("the firmware's event log is not what the TPM has: no device key is made")
     values: list[bytes] = [now]
     for owner in machine.keychain.of_role("owner"):
-        values += [one for one in eventlog.foresee(events, db, owner.der) if one not in values]
+        values += [one for one in pcr.foresee(events, db, owner.der) if one not in values]
     return tuple(values[: device.MAX_STATES])
 
 
@@ -453,7 +454,7 @@ def _allow(machine: Machine, deployment: str, key: RSAPrivateKey, states: Sequen
     try:
         register = pcr.kernel_register(image)
     except ValueError as error:
-        raise VerificationError(f"the kernel image of {deployment} {error}") from None
+        raise VerificationError(f"the kernel image of {deployment}: {error}") from None
     policies = pcr.allow(
         register, states, pcr.fingerprint(_pkcs1(_public_der(key))),
         lambda data: key.sign(data, padding.PKCS1v15(), hashes.SHA256()),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freehold.errors import FreeholdError, InputError, VerificationError
+from freehold.files import read_given
 from freehold.monitor import Monitor, step
 from freehold.report import Report
 
@@ -186,7 +187,7 @@ def renew(options: argparse.Namespace, monitor: Monitor) -> Report:
         return Report({"schema": "freehold-request-1", "request": str(options.request), "serial": None}, text)
     if options.answer is not None:
         try:
-            certificate = device.read_answer(verbs.read_limited(options.answer))
+            certificate = device.read_answer(read_given(options.answer, verbs.MAX_ANSWER))
         except ValueError as error:
             raise InputError(f"{options.answer}: {error}") from None
     else:

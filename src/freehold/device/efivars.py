@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
-from freehold.device.sysroot import Sysroot, read_bytes
+from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError
+from freehold.files import read_bytes
 from freehold.keys.efi import MAX_LIST_BYTES
 
 PLACE = "sys/firmware/efi/efivars"

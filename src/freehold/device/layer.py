@@ -17,14 +17,15 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from freehold import atomic
+from freehold import atomic, files
 from freehold.device import base as bases
 from freehold.device import prune, stage, wanted
 from freehold.device.base import Base
 from freehold.device.derive import Layer, fresh
 from freehold.device.sandbox import Box, opened
-from freehold.device.sysroot import Sysroot, read_bytes
+from freehold.device.sysroot import Sysroot
 from freehold.errors import CommandError, FreeholdError, InputError, NotHereError, VerificationError
+from freehold.files import read_bytes
 from freehold.keys import verity
 from freehold.lock.requests import Requests
 from freehold.monitor import Monitor, step
@@ -204,7 +205,7 @@ def _clean(upper: Path, epoch: int) -> None:
     """No secrets, no leftovers, no set-uid programs, no traces of the box; compiled Python fits the tree's time stamp."""
     for pattern in (*SECRETS, *LEFTOVERS, *_TRACES):
         for path in upper.glob(_sealed(pattern)):
-            _remove(path)
+            files.remove(path)
     policy = upper / "usr/sbin/policy-rc.d"
     if policy.exists() and not policy.stat().st_size:
         policy.unlink()
@@ -212,7 +213,7 @@ def _clean(upper: Path, epoch: int) -> None:
         if name == "boot" and any((upper / name).iterdir()):
             raise InputError("a requested package brings a kernel; replacing the kernel is not a package request")
         if name != "usr":
-            _remove(upper / name)
+            files.remove(upper / name)
     for path in (upper / "usr").rglob("*"):
         status = path.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_mode & SETUID_BITS:
@@ -229,13 +230,6 @@ def _sealed(pattern: str) -> str:
         if pattern.startswith(f"{origin}/"):
             return target + pattern.removeprefix(origin)
     return pattern
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def scan(upper: Path, base: Mapping[str, Entry]) -> tuple[list[Entry], list[str]]:

@@ -250,7 +250,7 @@ def _transact(
 
 def _answer(sysroot: Sysroot, options: argparse.Namespace, monitor: Monitor) -> Report:
     from freehold.device import strict, wanted
-    from freehold.device.sysroot import read_bytes
+    from freehold.files import read_bytes
 
     path, release = options.answer, options.release
     try:

@@ -12,8 +12,9 @@ import os
 import time
 
 from freehold.device import loader
-from freehold.device.sysroot import Deployment, Sysroot, read_bytes, read_json, read_text, stream_shown
+from freehold.device.sysroot import Deployment, Sysroot, read_json, read_text, stream_shown
 from freehold.errors import FreeholdError
+from freehold.files import read_bytes
 from freehold.report import Report
 from freehold.update.manifest import STREAM_LIMIT
 
@@ -156,7 +157,7 @@ def _row(deployment: Deployment, booted: str, entry: loader.Entry | None, staged
         "base_version": derived.version if derived else manifest.version,
         "packages": [line[-1] for line in words if line[0] in ("package", "file")],
         "overrides": [],
-        "kargs": [line[1:] for line in words if line[0] == "karg"],
+        "kargs": [" ".join(line[1:]) for line in words if line[0] == "karg"],
         "signer": deployment.signer or None,
     }
 

@@ -23,7 +23,7 @@ from freehold.keys.x509 import Signer
 from freehold.lock import intent as intents
 from freehold.lock import requests
 from freehold.lock.intent import Intent
-from freehold.seal import pe
+from freehold.seal import repack
 from freehold.update import rescue_entry
 from freehold.update.manifest import UKI_LIMIT, Manifest, canonical, parse_manifest, serialize_manifest
 
@@ -78,7 +78,7 @@ def unpack(data: bytes) -> Ask:
     manifest = parse_manifest(fields["manifest"].encode())
     rescue = fields["rescue"]
     _consistent(intent, text, manifest, uki, rescue)
-    return Ask(intent, text, Unsigned(manifest, uki, derive.rescue_image(uki, rescue), pe.digest(pe.parse(uki))))
+    return Ask(intent, text, Unsigned(manifest, uki, derive.rescue_image(uki, rescue), repack.digest(repack.parse(uki))))
 
 
 def _consistent(intent: Intent | None, text: bytes, manifest: Manifest, uki: bytes, rescue: str) -> None:
@@ -88,9 +88,10 @@ def _consistent(intent: Intent | None, text: bytes, manifest: Manifest, uki: byt
         raise _bad("its manifest is not of its list of requests")
     if intent is not None and intent.requests != name:
         raise _bad("its intent names another list of requests")
-    if pe.parse(uki).certificates[1]:
+    program = repack.parse(uki)
+    if program.certificates[1]:
         raise _bad("its kernel image is signed already")
-    lines = [line.decode("ascii", "replace") for line in pe.parse(uki).contents(".cmdline")]
+    lines = [line.decode("ascii", "replace") for line in program.contents(".cmdline")]
     if not lines or any(_IMAGE.findall(line) != [manifest.image_digest] for line in lines):
         raise _bad("its kernel image starts another tree than its manifest names")
     sound = rescue.isascii() and rescue.isprintable() and rescue_entry.is_rescue(rescue)
@@ -100,7 +101,7 @@ def _consistent(intent: Intent | None, text: bytes, manifest: Manifest, uki: byt
 
 def command_line(uki: bytes) -> str:
     """The sealed command line of a UKI, for people and for checks."""
-    return pe.parse(uki).content(".cmdline").decode("ascii", "replace")
+    return repack.content(repack.parse(uki), ".cmdline").decode("ascii", "replace")
 
 
 def describe(ask: Ask) -> list[str]:

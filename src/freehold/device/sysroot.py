@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from freehold.errors import FreeholdError, InputError, NotHereError
+from freehold.files import read_bytes
 from freehold.update.manifest import (
     ID_LENGTH,
     MANIFEST_LIMIT,
@@ -171,6 +172,11 @@ class Sysroot(NamedTuple):
         found = [deployment for deployment in map(self.deployment, sorted(names)) if deployment is not None]
         return sorted(found, key=lambda deployment: deployment.manifest.timestamp, reverse=True)
 
+    @property
+    def machine(self) -> str | None:
+        """This machine's id, by which owners and device certificates name it; ``None`` when it has none."""
+        return read_text(self.root / "owner/id", 64).strip() or None
+
     def boot_record(self) -> dict[str, object]:
         """What the early step wrote about this boot; empty when it did not."""
         return read_json(self.system / "run/freehold/boot.json")
@@ -274,15 +280,6 @@ def parse_update_config(data: bytes, source: Path) -> UpdateConfig:
     if not (isinstance(stream, str) and stream_valid(stream)):
         raise InputError(f"{source}: update.stream: a stream's name expected")
     return UpdateConfig(check_url(url), stream, source)
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The file ``path``; :class:`FreeholdError` above ``limit`` bytes, :class:`OSError` when unreadable."""
-    with path.open("rb") as source:
-        data = source.read(limit + 1)
-    if len(data) > limit:
-        raise FreeholdError(f"{path} is larger than {limit} bytes")
-    return data
 
 
 def read_text(path: Path, limit: int) -> str:

@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from freehold.device.sysroot import read_bytes, read_text
+from freehold.device.sysroot import read_text
 from freehold.errors import FreeholdError, NotHereError
+from freehold.files import read_bytes
 from freehold.keys.eventlog import MAX_LOG_BYTES
 from freehold.keys.pcr import KERNEL_PCR, SECURE_BOOT_PCR
 

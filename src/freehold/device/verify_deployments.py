@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from freehold.attest import pe
-from freehold.device import loader, verify_esp, verify_pe
+from freehold.device import believe, loader, verify_esp
 from freehold.device.sysroot import ID, Sysroot, image_of
 from freehold.device.verify_findings import BOOT, Finding, deviation, note
 from freehold.device.verify_kernel import read_regular
-from freehold.errors import FreeholdError, InputError, NotHereError
-from freehold.keys.verify import Keychain, verify_document
+from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
+from freehold.keys import pe
+from freehold.keys.verify import Keychain
 from freehold.update import rescue_entry
 from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, Uki, parse_manifest
 
@@ -30,6 +30,7 @@ MAX_DEPLOYMENTS = 256
 _SEALED_LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 _LOADER_LIMIT = 16 << 20
 _AGAIN = "`freehold cleanup` removes it; then `freehold upgrade` brings a whole one"
+_SIGNED = "signed by a release key of the keychain, or what this machine made by its own key or its owner's"
 _FIRMWARE = "start another deployment from the boot menu, then remove this entry"
 
 
@@ -129,7 +130,7 @@ def _loader(path: Path) -> bytes:
 def _authenticode(program: bytes) -> str:
     """What a signature of ``program`` covers, as a digest in hex; "" when it is no program."""
     try:
-        return pe.parse(program).authenticode.hex()
+        return pe.parse(program).authenticode().hex()
     except ValueError:
         return ""
 
@@ -137,6 +138,7 @@ def _authenticode(program: bytes) -> str:
 def deployments(sysroot: Sysroot, boot: Boot, keychain: Keychain) -> tuple[list[Found], list[Finding]]:
     """Every deployment's directory, its manifest verified and its boot entries beside it; the booted one first."""
     booted = sysroot.booted_id()
+    machine = sysroot.machine
     try:
         names = sorted(os.listdir(sysroot.deployments))
     except OSError as error:
@@ -153,7 +155,7 @@ def deployments(sysroot: Sysroot, boot: Boot, keychain: Keychain) -> tuple[list[
         mine = tuple(entry for entry in boot.entries if entry.id == name)
         rescues = tuple(entry for entry in boot.rescues if entry.id == name)
         manifest, signer, faults = _manifest(
-            sysroot.deployments / name, name, keychain, bootable=bool(mine or rescues) or name == booted
+            sysroot.deployments / name, name, keychain, machine, bootable=bool(mine or rescues) or name == booted
         )
         findings += faults
         found.append(Found(name, manifest, signer, mine, rescues))
@@ -174,7 +176,7 @@ def deployments(sysroot: Sysroot, boot: Boot, keychain: Keychain) -> tuple[list[
 
 
 def _manifest(
-    directory: Path, name: str, keychain: Keychain, *, bootable: bool
+    directory: Path, name: str, keychain: Keychain, machine: str | None, *, bootable: bool
 ) -> tuple[Manifest | None, str, list[Finding]]:
     path = f"deployments/{name}/manifest.json"
     try:
@@ -203,21 +205,19 @@ def _manifest(
     except (OSError, FreeholdError):
         signature = b""
     found: list[Finding] = []
-    verdict = verify_document(data, signature, keychain=keychain, role="release")
-    if not verdict.ok:
-        found.append(
-            deviation(
-                "manifest-signature", name, path, "signed by a release key of the keychain", verdict.reason, _AGAIN
-            )
-        )
+    signer = ""
     try:
-        manifest = parse_manifest(data)
+        try:
+            manifest, signer = believe.manifest(data, signature, keychain, machine, "it")
+        except VerificationError as error:
+            found.append(deviation("manifest-signature", name, path, _SIGNED, error.message, _AGAIN))
+            manifest = parse_manifest(data)  # what else is amiss is worth saying
     except InputError as error:
-        return None, verdict.key, [*found, deviation("manifest", name, path, "a valid manifest", error.message, _AGAIN)]
+        return None, "", [*found, deviation("manifest", name, path, "a valid manifest", error.message, _AGAIN)]
     if manifest.id != name:
         found.append(deviation("manifest-id", name, path, name, f"it is the manifest of {manifest.id}", _AGAIN))
-        return None, verdict.key, found
-    return manifest, verdict.key if verdict.ok else "", found
+        return None, signer, found
+    return manifest, signer, found
 
 
 def kernel_images(sysroot: Sysroot, one: Found, *, booted: bool) -> tuple[list[Finding], list[tuple[int, Job]], Sealed]:
@@ -289,9 +289,9 @@ def _command_line(path: Path) -> tuple[str, int]:
         size = os.fstat(source.fileno()).st_size
         if size > UKI_LIMIT:
             raise ValueError(f"larger than {UKI_LIMIT} bytes")
-        section = verify_pe.command_line_section(verify_pe.sections(source.read(verify_pe.HEAD_BYTES), size))
-        source.seek(section.offset)
-        return verify_pe.command_line(source.read(section.size)), size
+        section = pe.command_line_section(pe.headers(source.read(pe.HEAD_BYTES), size))
+        source.seek(section.start)
+        return pe.command_line(source.read(section.stored)), size
 
 
 def _uki_bytes(path: Path, name: str, identity: str, wanted: Uki, buffer: bytearray) -> tuple[list[Finding], int]:

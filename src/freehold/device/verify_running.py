@@ -8,11 +8,12 @@ from pathlib import Path
 from uuid import UUID
 
 from freehold.device import efivars, verify_keys, verify_machine
-from freehold.device.sysroot import Sysroot, read_bytes, read_text
+from freehold.device.sysroot import Sysroot, read_text
 from freehold.device.verify_deployments import Sealed
 from freehold.device.verify_findings import MACHINE, Finding, deviation, note
 from freehold.device.verify_kernel import Probe, read_regular
 from freehold.errors import FreeholdError
+from freehold.files import read_bytes
 from freehold.keys.efi import GLOBAL_VARIABLE, IMAGE_SECURITY_DATABASE
 from freehold.keys.verify import Keychain
 from freehold.lock import intent, memory

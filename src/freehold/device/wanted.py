@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from freehold import atomic
-from freehold.device.sysroot import Sysroot, read_bytes
+from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
+from freehold.files import read_bytes
 from freehold.keys.verify import Keychain
 from freehold.lock import intent as intents
 from freehold.lock import memory, requests

@@ -22,7 +22,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from freehold.errors import VerificationError
-from freehold.keys import efi, pkcs7
+from freehold.keys import efi, pe, pkcs7
 from freehold.keys.der import SEQUENCE, element
 from freehold.keys.efi import CERT_SHA256, CERT_X509, CERT_X509_SHA256, Signature
 from freehold.keys.verify import issued_by, role_of
@@ -176,11 +176,15 @@ def check_room(standing: Sequence[Signature], size: int, new: Sequence[Signature
             raise ValueError(f"more than {MAX_CERTIFICATES} certificates would be revoked")
 
 
-def program(name: str, digest: bytes, table: bytes) -> Program:
-    """A program by its Authenticode ``digest`` and its certificate ``table`` (PE's; empty when it is not signed).
+def program(name: str, data: bytes) -> Program:
+    """The EFI program ``data``. :class:`ValueError` when it, or a signature in it, cannot be read."""
+    parsed = pe.parse(data)
+    offset, length = parsed.certificates
+    return Program(name, parsed.authenticode(), enclosed(data[offset : offset + length]))
 
-    :class:`ValueError` when the table, or a signature in it, cannot be read.
-    """
+
+def enclosed(table: bytes) -> tuple[bytes, ...]:
+    """The certificates (DER) in a program's ``table`` of signatures. :class:`ValueError` when it cannot be read."""
     found: list[bytes] = []
     at = 0
     while at < len(table):
@@ -195,7 +199,7 @@ def program(name: str, digest: bytes, table: bytes) -> Program:
             _, end = element(blob, 0, len(blob), SEQUENCE)
             found += pkcs7.parse(efi.bare_signed_data(blob[:end])).certificates
         at += -(-length // 8) * 8
-    return Program(name, digest, tuple(found))
+    return tuple(found)
 
 
 def refusing(entries: Iterable[Signature], asked: Program, known: Sequence[bytes] = ()) -> Signature | None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a boot leaves in the TPM's registers (PCRs), computed beforehand, and signed policies over it. All pure.
 
-Formats: the sections of a unified kernel image and how systemd-stub 257 measures them (UAPI "Unified Kernel Image", and
-``systemd-measure``, which the tests compare with); policy digests of the TPM 2.0 library specification, part 3
-(TPM2_PolicyPCR, TPM2_PolicyAuthorize); the signature file of ``systemd-measure sign``, which ``systemd-creds`` reads.
-SHA-256 bank only.
+Formats: how systemd-stub 257 measures the sections of a unified kernel image (each: first its name with a NUL, then what is
+in memory; ``src/boot/stub.c``, and ``systemd-measure``, which the tests compare with); what firmware measures when an entry
+of db vouches (TCG PC Client Platform Firmware Profile, 3.3.4.8: a UEFI_VARIABLE_DATA with the entry); policy digests of the
+TPM 2.0 library specification, part 3 (TPM2_PolicyPCR, TPM2_PolicyAuthorize); the signature file of ``systemd-measure sign``,
+which ``systemd-creds`` reads. SHA-256 bank only.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from freehold.keys import efi, pe
+from freehold.keys.eventlog import Variable, serialize_variable
+
 #: Secure Boot's variables, and which of its certificates vouched for what was started.
 SECURE_BOOT_PCR = 7
 #: What systemd-stub started, then words of how far the boot came.
@@ -29,20 +33,12 @@ LOCKED, NOT_LOCKED = "freehold-locked", "freehold-not-locked"
 PHASES: tuple[tuple[str, ...], ...] = ((LOCKED,), (LOCKED, "sysinit"), (LOCKED, "sysinit", "ready"))
 
 ZERO = bytes(32)
-MAX_UKI_BYTES = 512 << 20
-MAX_SECTIONS = 96
 MAX_SIGNATURE_FILE = 256 << 10
 MAX_POLICIES = 256
-#: In the order in which systemd-stub measures them. What it never measures is ".pcrsig".
-_MEASURED = (
-    ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey", ".profile",
-    ".dtbauto", ".hwids",
-)  # fmt: skip
-#: Which of these is used depends on the board: nothing that can be known beforehand.
+#: Which of these sections is used depends on the board: nothing that can be known beforehand.
 _CHOSEN_BY_HARDWARE = (".dtbauto", ".hwids")
 _SHA256_ALGORITHM, _POLICY_PCR = 0x000B, 0x017F
 _HEX = re.compile(r"[0-9a-f]{64}")
-_SECTION = struct.Struct("<8sIIII16x")
 
 
 class Policy(NamedTuple):
@@ -54,16 +50,32 @@ class Policy(NamedTuple):
     signature: bytes
 
 
-def extend(value: bytes, data: bytes) -> bytes:
-    """A register after ``data`` was measured into it."""
-    return hashlib.sha256(value + hashlib.sha256(data).digest()).digest()
+def extend(value: bytes, digest: bytes) -> bytes:
+    """A register after ``digest`` was extended into it."""
+    return hashlib.sha256(value + digest).digest()
+
+
+def replay(digests: Iterable[bytes], value: bytes = ZERO) -> bytes:
+    """A register after ``digests`` were extended into ``value``, in order."""
+    for digest in digests:
+        value = extend(value, digest)
+    return value
 
 
 def after(value: bytes, words: Iterable[str]) -> bytes:
     """A register after the ``words`` of a boot's progress, which are measured without an end."""
-    for word in words:
-        value = extend(value, word.encode())
-    return value
+    return replay((hashlib.sha256(word.encode()).digest() for word in words), value)
+
+
+def name_digest(name: str) -> bytes:
+    """What systemd-stub measures before the content of the section ``name``."""
+    return hashlib.sha256(name.encode() + b"\0").digest()
+
+
+def section_digests(program: pe.Program) -> dict[str, bytes]:
+    """What systemd-stub measures of the contents of the first profile's sections, by name and in its order."""
+    first = program.first_profile()
+    return {name: hashlib.sha256(program.loaded(first[name])).digest() for name in pe.MEASURED if name in first}
 
 
 def kernel_register(uki: bytes) -> bytes:
@@ -71,56 +83,49 @@ def kernel_register(uki: bytes) -> bytes:
 
     :class:`ValueError` says why ``uki`` is not one whose start can be foreseen.
     """
-    value = ZERO
-    content = _first_profile(_sections(uki))
-    for name in _MEASURED:
-        if name not in content:
-            continue
-        if name in _CHOSEN_BY_HARDWARE:
-            raise ValueError(f"has a section {name}, whose use depends on the board")
-        start, stored, size = content[name]
-        value = extend(value, name.encode() + b"\0")
-        value = extend(value, uki[start : start + min(stored, size)].ljust(size, b"\0"))
-    if ".linux" not in content:
-        raise ValueError("has no kernel")
-    return value
+    digests = section_digests(pe.parse(uki))
+    for name in _CHOSEN_BY_HARDWARE:
+        if name in digests:
+            raise ValueError(f"it has a section {name}, whose use depends on the board")
+    if ".linux" not in digests:
+        raise ValueError("it has no kernel")
+    return replay(one for name, digest in digests.items() for one in (name_digest(name), digest))
 
 
-def _sections(image: bytes) -> list[tuple[str, int, int, int]]:
-    """Name, place in the file, stored bytes and size in memory of each section of a PE image."""
-    if len(image) > MAX_UKI_BYTES:
-        raise ValueError(f"is larger than {MAX_UKI_BYTES} bytes")
-    try:
-        if image[:2] != b"MZ":
-            raise ValueError("is no EFI program")
-        (head,) = struct.unpack_from("<I", image, 0x3C)
-        magic, count, optional = struct.unpack_from("<4s2xH12xH", image, head)
-        if magic != b"PE\0\0" or not 1 <= count <= MAX_SECTIONS:
-            raise ValueError("is no EFI program")
-        rows = [_SECTION.unpack_from(image, head + 24 + optional + 40 * number) for number in range(count)]
-    except struct.error:
-        raise ValueError("is cut short") from None
-    found = []
-    total = 0
-    for raw, size, _, stored, start in rows:
-        total += size
-        if start > len(image) or stored > len(image) - start or total > MAX_UKI_BYTES:
-            raise ValueError("has a section that lies outside")
-        found.append((raw.rstrip(b"\0").decode("ascii", errors="replace"), start, stored, size))
-    return found
+def vouching(entry: efi.Signature) -> bytes:
+    """The digest that is measured into PCR 7 when this entry of db vouches for what is started."""
+    data = entry.owner.bytes_le + entry.data
+    return hashlib.sha256(serialize_variable(Variable(efi.IMAGE_SECURITY_DATABASE, "db", data))).digest()
 
 
-def _first_profile(sections: list[tuple[str, int, int, int]]) -> dict[str, tuple[int, int, int]]:
-    """What is started unless the menu says otherwise: the common sections, and over them those of the first profile."""
-    common: dict[str, tuple[int, int, int]] = {}
-    profile: dict[str, tuple[int, int, int]] = {}
-    profiles = 0
-    for name, start, stored, size in sections:
-        profiles += name == ".profile"
-        if profiles < 2:
-            # Of two sections of one name the stub takes the first.
-            (profile if profiles else common).setdefault(name, (start, stored, size))
-    return {**common, **profile}
+def foresee(events: Sequence[bytes], db: Sequence[efi.Signature], owner: bytes) -> tuple[bytes, ...]:
+    """The values of PCR 7 in this boot and in those that a change of deployment leads to; this boot's first.
+
+    PCR 7 says that Secure Boot is on, with which PK, KEK, db and dbx, and then, in the order of first use, which entries of
+    db vouched for what was started. A release's images are vouched for by its vendor's entry, a derived image by the
+    owner's: the same machine has one value before and another after its owner's first change. So the values are foreseen: the
+    log's events without the vouching at their end, and the orders of vouching that can follow.
+
+    ``events`` are PCR 7's of this boot, ``db`` the firmware's entries, ``owner`` the owner's certificate (DER), which
+    vouches for derived images, where db has it.
+    """
+    known = {vouching(entry) for entry in db if entry.type == efi.CERT_X509}
+    owners = [vouching(entry) for entry in db if entry.type == efi.CERT_X509 and entry.data == owner]
+    end = len(events)
+    while end and events[end - 1] in known:
+        end -= 1
+    head, vouched = list(events[:end]), list(events[end:])
+    orders = [vouched]
+    for mine in owners[:1]:
+        others = [one for one in vouched if one != mine]
+        # The loader's entry comes first and stays; the image's follows unless it is the same.
+        orders += [[*others, mine], others or [mine]]
+    values: list[bytes] = []
+    for order in orders:
+        value = replay(head + order)
+        if value not in values:
+            values.append(value)
+    return tuple(values)
 
 
 def policy_digest(registers: Mapping[int, bytes]) -> bytes:

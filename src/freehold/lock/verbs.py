@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from freehold import atomic
 from freehold.device import device_key_verbs
 from freehold.errors import FreeholdError, InputError
+from freehold.files import read_given
 from freehold.keys import device
 from freehold.keys.x509 import Signer, load_signer
 from freehold.lock import actions, guard, intent, requests
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from freehold.device.strict import Ask
 
 SUFFIX = ".signed"
+#: Bytes of an answer: a signed intent and a certificate.
+MAX_ANSWER = intent.MAX_SIGNED_BYTES + device.MAX_TEXT
 #: What a lock request with a device key asks of the owner beyond the intent.
 DEVICE_KEY = (
     "it also asks for a certificate for its device key, which signs what follows from your list of requests and new releases, "
@@ -46,18 +49,6 @@ def owner_signer(uri: str, monitor: Monitor) -> Signer:
     if signer.role != "owner":
         raise InputError("this key has not the role 'owner'", hint="`freehold key show` says what a key may do")
     return signer
-
-
-def read_limited(path: Path, limit: int = intent.MAX_SIGNED_BYTES + device.MAX_TEXT) -> bytes:
-    """A request or an answer; :class:`InputError` for a file that cannot be read or is larger than these get."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    if len(data) > limit:
-        raise InputError(f"{path} is too large for a request or an answer")
-    return data
 
 
 def _request(path: Path, wanted: Intent, verb: str, device_request: bytes | None = None) -> Report:
@@ -103,7 +94,7 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
     # Before anything else: nobody has to sign for a machine that cannot be locked.
     guard.load()
     if options.answer is not None:
-        signed, certificate = device.detach(read_limited(options.answer), device.CERTIFICATE_LINE)
+        signed, certificate = device.detach(read_given(options.answer, MAX_ANSWER), device.CERTIFICATE_LINE)
         wanted = actions.check_answer(signed)
         if wanted.lock == "open":
             raise InputError("the answer says open, not locked", hint="use it with `freehold unlock --answer`")
@@ -187,7 +178,7 @@ def unlock(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Open this machine at its next boot. Nothing is lost."""
     current = actions.standing()
     if options.answer is not None:
-        signed = read_limited(options.answer)
+        signed = read_given(options.answer, MAX_ANSWER)
         wanted = actions.check_answer(signed)
         if wanted.lock != "open":
             raise InputError(f"the answer says {wanted.lock}, not open", hint="use it with `freehold lock --answer`")
@@ -219,7 +210,7 @@ def floor_arguments(parser: argparse.ArgumentParser) -> None:
 def floor(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Show the rollback floor, or lower it at the next boot."""
     if options.answer is not None:
-        signed = read_limited(options.answer)
+        signed = read_given(options.answer, MAX_ANSWER)
         wanted = actions.check_answer(signed)
         if options.lower is not None or wanted.floor is None:
             raise InputError("the answer names no floor, or two", hint="`freehold floor --lower N --request FILE` asks for one")
@@ -285,7 +276,7 @@ def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
         return builder.sign_release(release, options.key, monitor)
     from freehold.device import strict
 
-    request = read_limited(options.request, strict.MAX_BYTES)
+    request = read_given(options.request, strict.MAX_BYTES)
     if request.startswith(strict.MAGIC):
         return _sign_deployment(strict.unpack(request), options, monitor)
     output = options.output or options.request.with_name(options.request.name + SUFFIX)

@@ -19,8 +19,9 @@ from typing import NamedTuple
 from freehold import atomic
 from freehold.device import loader, prune
 from freehold.device.loader import Entry, Rescue
-from freehold.device.sysroot import Deployment, Sysroot, read_bytes
+from freehold.device.sysroot import Deployment, Sysroot
 from freehold.errors import FreeholdError, InputError
+from freehold.files import read_bytes
 from freehold.keys.verify import Keychain, verify_document
 from freehold.update import rescue_entry
 from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, Uki

@@ -13,6 +13,8 @@ import shutil
 import stat
 from pathlib import Path
 
+from freehold import files
+
 OPAQUE = "trusted.overlay.opaque"
 MAX_FILES = 50_000
 
@@ -36,7 +38,7 @@ def lay_over(layer: Path, target: Path) -> int:
             return
         opaque = kind == stat.S_IFDIR and _opaque(source)
         if os.path.lexists(place) and (kind != stat.S_IFDIR or opaque or place.is_symlink() or not place.is_dir()):
-            _remove(place)
+            files.remove(place)
         if whiteout:
             os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(0, 0))
             return
@@ -62,10 +64,3 @@ def _opaque(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return os.getxattr(path, OPAQUE) in (b"y", b"x")
     return False
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

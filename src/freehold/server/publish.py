@@ -9,7 +9,6 @@ leads to. Running it again is harmless and completes what was interrupted. Publi
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Protocol
 
 from freehold import atomic
 from freehold.errors import InputError
+from freehold.files import read_given
 from freehold.keys.formats import parse_signature
 from freehold.monitor import Monitor, step
 from freehold.run import Argument, Completed
@@ -82,7 +82,7 @@ def load_release(directory: Path) -> Release:
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
         raise InputError(f"{directory} is not a release: {', '.join(missing)} missing")
-    data = _read(directory / "manifest.json", MANIFEST_LIMIT)
+    data = read_given(directory / "manifest.json", MANIFEST_LIMIT)
     manifest = parse_manifest(data)
     faults: list[str] = []
     if (directory / "image").stat().st_size != manifest.image_size:
@@ -92,15 +92,15 @@ def load_release(directory: Path) -> Release:
     for name, wanted in (("uki.efi", manifest.uki), (rescue_entry.FILE, manifest.rescue)):
         if (directory / name).stat().st_size != wanted.size:
             faults.append(f"{name}: not {wanted.size} bytes")
-        elif sha256(_read(directory / name, wanted.size)) != wanted.sha256:
+        elif sha256(read_given(directory / name, wanted.size)) != wanted.sha256:
             faults.append(f"{name}: another digest than the manifest says")
     try:
-        parse_signature(_read(directory / "manifest.json.sig", SIGNATURE_LIMIT))
+        parse_signature(read_given(directory / "manifest.json.sig", SIGNATURE_LIMIT))
     except (ValueError, InputError) as error:
         faults.append(f"manifest.json.sig: {error}")
     if faults:
         raise InputError(f"the release in {directory} is damaged: {faults[0]}", faults=faults, hint="build it again")
-    normal, rescue = (_read(directory / name, UKI_LIMIT) for name in ("uki.efi", rescue_entry.FILE))
+    normal, rescue = (read_given(directory / name, UKI_LIMIT) for name in ("uki.efi", rescue_entry.FILE))
     described = parts.describe(normal, rescue)
     if len(described) > parts.LIMIT or parts.rebuild(normal, described, len(rescue)) != rescue:
         raise InputError(f"the rescue image in {directory} is not made from its uki.efi", hint="build it again")
@@ -143,13 +143,13 @@ def _pointer(release: Release, target: Path, stream: str) -> tuple[bytes, bool]:
     manifest, digest = release.manifest, sha256(release.manifest_bytes)
     path = target / "streams" / f"{stream}.json"
     if path.is_file():
-        data = _read(path, STREAM_LIMIT)
+        data = read_given(path, STREAM_LIMIT)
         standing = parse_stream(data)
         if (standing.version, standing.manifest_sha256) == (manifest.version, digest):
             return data, False
         ahead = target / "releases" / standing.version / "manifest.json"
         if ahead.is_file():
-            other = parse_manifest(_read(ahead, MANIFEST_LIMIT))
+            other = parse_manifest(read_given(ahead, MANIFEST_LIMIT))
             if other.timestamp >= manifest.timestamp:
                 raise InputError(
                     f"the stream {stream} is at {other.version}, which is not older than {manifest.version}",
@@ -184,7 +184,7 @@ def _files(release: Release, directory: Path) -> bool:
     for name in PUBLISHED:
         (temporary / name).write_bytes(release.content(name))
         (temporary / name).chmod(0o644)
-        _flush(temporary / name)
+        atomic.flush(temporary / name)
     atomic.fsync_directory(temporary)
     atomic.publish(temporary, directory)
     return True
@@ -198,19 +198,3 @@ def _write_pointer(path: Path, data: bytes, signature: bytes) -> bool:
     atomic.write(path, data)
     atomic.write(signed, signature)
     return True
-
-
-def _flush(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _read(path: Path, limit: int) -> bytes:
-    with path.open("rb") as source:
-        data = source.read(limit + 1)
-    if len(data) > limit:
-        raise InputError(f"{path} is larger than {limit} bytes")
-    return data

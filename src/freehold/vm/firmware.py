@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from freehold.errors import InputError
+from freehold.files import read_given
 from freehold.keys.efi import OWNER
 from freehold.run import Argument, Completed
 
@@ -64,11 +65,7 @@ def certificates(places: Sequence[Path]) -> list[Certificate]:
             files.append(place)
     found = []
     for file in files:
-        try:
-            with file.open("rb") as source:
-                data = source.read(MAX_CERTIFICATE + 1)
-        except OSError as error:
-            raise InputError(f"{file}: {error.strerror}") from None
+        data = read_given(file, MAX_CERTIFICATE)
         try:
             found += [Certificate(role(file.name), der, file.name.startswith("owner-")) for der in parse(data)]
         except ValueError as error:
