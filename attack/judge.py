@@ -41,7 +41,7 @@ def deviations(facts: Facts, truth: Truth, row: Row) -> list[str]:
     if version is None:
         found.append(f"an image that nobody signed runs ({facts.image[:16] or 'none'})")
     else:
-        if facts.version != version:
+        if facts.version != version and not (row.unnamed and not facts.version):
             found.append(f"status says release {facts.version}, the image is release {version}'s")
         signed = truth.command_lines[version]
         if rescue:
@@ -98,8 +98,8 @@ def judge(row: Row, seen: Seen, truth: Truth, *, alone: bool = True) -> Verdict:
             return Verdict(False, "changed", f"a changed system runs: {'; '.join(wrong)}", reason)
         if wrong := failed_probes(row, facts):
             return Verdict(False, "harmless", "; ".join(wrong), reason)
-        end = "harmless" if facts.version == truth.versions[0] else "fallback"
-        told = f"release {facts.version} runs, locked, unchanged"
+        end = "harmless" if facts.image == truth.images[truth.versions[0]] else "fallback"
+        told = f"release {facts.version or 'without a believed name'} runs, locked, unchanged"
     elif reason or (not row.reason and seen.stopped == "dead end"):
         end, told = "refused", f"nothing starts ({seen.stopped})"
     else:

@@ -61,6 +61,8 @@ class Row:
     secure_boot: bool = True
     #: The committed /etc may be gone (the console says so); everything else may not.
     factory_etc: bool = False
+    #: The running release's manifest is not believed, so that ``status`` cannot say which it is; its image is judged.
+    unnamed: bool = False
     #: What may run is a rescue entry: with its own signed command line, and factory /etc.
     rescue: bool = False
 

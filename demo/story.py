@@ -267,6 +267,12 @@ def updated(stage: Stage) -> str:
     version = next(one["version"] for one in status["deployments"] if one["booted"])
     want(version == "2", f"release {version} is booted")
     want(status["lock"]["state"] == "locked", "the machine came up open")
+    settled = stage.guest("systemctl", "is-system-running", "--wait", check=False).text.strip()
+    failed = stage.shell("systemctl --failed --no-legend --plain")
+    want(settled == "running", f"the locked machine is {settled}: {failed}")
+    # Counted as good, or after three boots the loader would go back.
+    entry = stage.shell("ls /efi/EFI/Linux | grep '^freehold-2-'")
+    want("+" not in entry, f"the update was not noted as healthy: {entry}")
     # An interactive shell of root's would read its .bashrc.
     want(stage.shell("bash -ic true 2>/dev/null; test -d /var/canary && ls -A /var/canary") == "", "a back door fired")
     want(stage.shell("ls -A /root | grep bashrc", check=False) == "", "root's .bashrc is believed")

@@ -134,5 +134,5 @@ ROWS = (
         probes=(_unread(OTHER, EIO), READS), together=OBJECTS),
     Row("object-of-pid1", "tree", "one bit of systemd itself", ("fallback", "refused"), object_of_pid1,
         reason=r"systemd cannot be started|FILE CORRUPTED|boot preparation", way_back="bytes"),
-    Row("manifest", "tree", "the newest deployment's manifest", ("harmless",), manifest),
+    Row("manifest", "tree", "the newest deployment's manifest", ("harmless",), manifest, unnamed=True),
 )  # fmt: skip

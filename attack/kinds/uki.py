@@ -141,7 +141,7 @@ ROWS = (
     Row("uki-swapped", "uki", "the kernel images of two deployments swapped by name", ("harmless", "fallback"), swapped),
     Row("rescue-renamed", "uki", "the rescue image under the name of a newer deployment", ("harmless",), rescue_renamed),
     Row("floor-older-release", "uki", "releases that are older than the floor that the owner signed", ("refused",), below_floor,
-        reason="below the rollback floor", way_back="bytes", needs="floor"),
+        reason="below the rollback floor", way_back="bytes", needs="floor", rescue=True),
     Row("floor-file-removed", "uki", "the machine's own record of the floor removed", ("harmless",), floor_file_removed,
         probes=(FLOOR_STANDS,), needs="floor-tpm"),
     Row("floor-file-lowered", "uki", "the machine's own record of the floor lowered", ("harmless",), floor_file_lowered,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import calendar
 import hashlib
-import os
 import random
 import shutil
 import struct
@@ -17,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lab_dbx import openssl_believes
 
 from freehold.errors import InputError
 from freehold.keys import efi, formats
@@ -124,17 +124,6 @@ def test_every_byte_is_as_efitools_writes_it(keys: Path, tmp_path: Path) -> None
         assert update.read_bytes() == efi.variable_update(name, lists, TIME, me.sign_pkcs7), name
 
 
-def check_with_openssl(signed_data: bytes, covered: bytes, certificate: Path, work: Path) -> bool:
-    """Whether openssl takes a SignedData, in the ContentInfo that it wants around it, for ``covered``."""
-    inner = b"\xa0\x82" + struct.pack(">H", len(signed_data)) + signed_data
-    body = bytes.fromhex("06092a864886f70d010702") + inner
-    (work / "p7").write_bytes(b"\x30\x82" + struct.pack(">H", len(body)) + body)
-    (work / "covered").write_bytes(covered)
-    command: list[Argument] = ["openssl", "smime", "-verify", "-binary", "-inform", "DER", "-in", work / "p7"]
-    command += ["-content", work / "covered", "-CAfile", certificate, "-purpose", "any", "-out", os.devnull]
-    return run(command, check=False).status == 0
-
-
 def test_an_update_is_signed_for_its_variable_and_time(keys: Path, tmp_path: Path) -> None:
     me = signer(keys, "me")
     lists = efi.certificate_list(me.certificate_der())
@@ -143,9 +132,9 @@ def test_an_update_is_signed_for_its_variable_and_time(keys: Path, tmp_path: Pat
     assert when == struct.pack("<HBBBBBxIhBx", 2026, 11, 24, 12, 34, 56, 0, 0, 0)
     security = bytes.fromhex("cbb219d73a3d9645a3bcdad00e67656f")
     covered = "db".encode("utf-16-le") + security + bytes([0x27, 0, 0, 0]) + when + lists
-    assert check_with_openssl(signature, covered, keys / "me.crt", tmp_path)
-    assert not check_with_openssl(signature, covered, keys / "other.crt", tmp_path)
-    assert not check_with_openssl(signature, covered.replace(b"d\0b\0", b"K\0b\0"), keys / "me.crt", tmp_path)
+    assert openssl_believes(signature, covered, keys / "me.crt", tmp_path)
+    assert not openssl_believes(signature, covered, keys / "other.crt", tmp_path)
+    assert not openssl_believes(signature, covered.replace(b"d\0b\0", b"K\0b\0"), keys / "me.crt", tmp_path)
 
 
 def test_equal_updates_are_equal(keys: Path) -> None:

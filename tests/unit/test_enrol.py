@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from freehold.build import disk, enrol, enrol_options
+from freehold.build.dbx import read_updates
 from freehold.build.enrol import Enrolment, SecureBootKeys, plan
 from freehold.build.keys import KeyDirectory, with_keychain
 from freehold.build.recipe import load
@@ -18,7 +19,7 @@ from freehold.build.store import Store
 from freehold.cli import main, parse
 from freehold.cli.table import VERBS
 from freehold.errors import InputError, VerificationError
-from freehold.keys import efi
+from freehold.keys import dbx, efi, pkcs7
 from freehold.keys.formats import Revocation, serialize_revoked
 from freehold.keys.issue import create
 from freehold.keys.verify import Keychain
@@ -129,7 +130,7 @@ def test_extra_certificates_are_der_or_pem(keys: Path, signers: dict[str, Signer
     ("options", "fault"),
     [
         ("--owner-key file:x", "--owner-key"), ("--option-rom drop", "--option-rom"), ("--extra-db x", "--extra-db"),
-        ("--enrol off --extra-db x", "--extra-db"), ("--enrol force --option-rom keep", "whose programs"),
+        ("--enrol off --extra-db x", "--extra-db"), ("--dbx x", "--dbx"), ("--enrol force --option-rom keep", "whose programs"),
         ("--enrol force --extra-db x", "--extra-db"), ("--enrol force --option-rom drop --extra-db x", "--extra-db"),
     ],
 )  # fmt: skip
@@ -156,6 +157,44 @@ def test_the_owners_key_is_an_owners(keys: Path) -> None:
         here.owner(f"file:{keys}/release.key", NullMonitor())
 
 
+def test_a_machine_refuses_from_the_start_what_its_owner_revoked(
+    signers: dict[str, Signer], keychain: Keychain, tmp_path: Path
+) -> None:
+    """Signed anew, as the boot loader writes it: set, not added to."""
+    owner, second = signers["owner"], signers["second"]
+    foreign = dbx.certificate_entry(signers["foreign"].certificate_der())
+    (tmp_path / "one").write_bytes(dbx.make([foreign], 5, owner.sign_pkcs7))
+    (tmp_path / "two").write_bytes(dbx.make([dbx.program_entry(bytes(32)), foreign], 6, second.sign_pkcs7))
+    owners = [one.der for one in keychain.of_role("owner")]
+    refused = read_updates([tmp_path / "one", tmp_path / "two"], owners)
+    assert refused == (foreign, dbx.program_entry(bytes(32)))
+    made = plan("force", keychain, owner.certificate_der(), {}, refused)
+    assert "CN=foreign,OU=freehold-release" in made.text()
+    assert made.data()["dbx"] == [dbx.describe(one) for one in refused]
+    files = SecureBootKeys(made, owner).files(TIME)
+    assert sorted(files) == ["KEK.auth", "PK.auth", "db.auth", "dbx.auth"]
+    when, signature, lists = efi.split_update(files["dbx.auth"])
+    assert (when, lists) == (efi.efi_time(TIME), dbx.to_lists(refused))
+    covered = efi.covered("dbx", when, lists, efi.ATTRIBUTES)
+    assert pkcs7.verify(pkcs7.parse(signature), covered, owners) == owner.certificate_der()
+    (tmp_path / "stranger").write_bytes(dbx.make([foreign], 5, signers["stranger"].sign_pkcs7))
+    with pytest.raises(InputError) as caught:
+        read_updates([tmp_path / "one", tmp_path / "stranger", tmp_path / "none"], owners)
+    assert ["nobody" in fault for fault in caught.value.faults] == [True, False]
+
+
+def test_a_disk_that_its_own_list_refuses_is_not_made(signers: dict[str, Signer], keychain: Keychain, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+    (tmp_path / "manifest.json.sig").write_bytes(signers["release"].sign_document(b"{}"))
+    release, foreign = (signers[name].certificate_der() for name in ("release", "foreign"))
+    image = dbx.Program("uki.efi", b"\1" * 32, (release,))
+    for entry in (dbx.certificate_entry(foreign), dbx.program_entry(b"\2" * 32)):
+        enrol.check_bootable(tmp_path, keychain, signers["release"], [entry], [image])
+    for entry, said in ((dbx.certificate_entry(release), "the boot loader"), (dbx.program_entry(b"\1" * 32), r"uki\.efi")):
+        with pytest.raises(VerificationError, match=f"^{said} would not start"):
+            enrol.check_bootable(tmp_path, keychain, signers["release"], [entry], [image])
+
+
 def test_loader_configuration() -> None:
     assert "enroll" not in disk.loader_conf(5)
     assert disk.loader_conf(5, "if-safe") == disk.loader_conf(5) + "secure-boot-enroll if-safe\n"
@@ -163,7 +202,7 @@ def test_loader_configuration() -> None:
 
 def test_nothing_is_nothing() -> None:
     assert enrol.NOTHING.files(TIME) == {}
-    assert enrol.NOTHING.enrolment.data() == {"mode": "off", "variables": {}}
+    assert enrol.NOTHING.enrolment.data() == {"mode": "off", "variables": {}, "dbx": []}
     assert "enrols nothing" in enrol.NOTHING.enrolment.text()
 
 
@@ -192,7 +231,7 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*arguments, "--dry-run", "--enrol", "force"]) == 2
     assert "no owner's key" in capsys.readouterr().err
     assert main([*arguments, "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["enrolment"] == {"mode": "off", "variables": {}}
+    assert json.loads(capsys.readouterr().out)["enrolment"] == {"mode": "off", "variables": {}, "dbx": []}
     assert main(arguments) == 2
     assert "where shall the disk go" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["manifest.json", "releases", "server-1", "store"]

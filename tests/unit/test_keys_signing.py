@@ -102,6 +102,7 @@ def test_private_copy(keys: Path) -> None:
     signer = x509.load_signer(f"file:{keys}/vendor.key", lambda _: b"secret")
     with signer.lend() as lent:
         path = lent.path
+        assert path is not None
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert load_pem_private_key(path.read_bytes(), None).public_key() == signer.certificate.public_key()

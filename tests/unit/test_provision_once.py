@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from freehold import atomic
 from freehold.boot import prepare, provision
 
 
@@ -52,6 +53,23 @@ def test_with_an_intent_nothing_is_provisioned(
     assert said == ["not provisioned again: the record of the first time is gone, the owner's word stands"]
     assert json.loads((tmp_path / "provisioned").read_text())["refused"] is True
     assert planted.exists()
+
+
+def test_under_the_lock_the_record_waits(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard lets nobody write there, ``prepare`` neither; that is no reason not to boot."""
+    boot(tmp_path, "valid", "locked")
+
+    write = atomic.write
+
+    def guarded(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
+        if path == provision.STAMP:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        write(path, data, mode=mode)
+
+    monkeypatch.setattr(atomic, "write", guarded)
+    assert prepare.main() == 0
+    assert said == ["not provisioned again: the record of the first time is gone, the owner's word stands"]
+    assert not (tmp_path / "provisioned").exists()
 
 
 def test_a_new_machine_is_provisioned(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

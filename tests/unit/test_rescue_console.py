@@ -109,7 +109,7 @@ def seat(lab: Lab, tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) 
     return Seat(lab, stick, monkeypatch)
 
 
-ACTS = ("unlock", "floor 3", "boot 1.0", "repair-esp", "logs", "shell")
+ACTS = ("unlock", "floor 3", "boot 1.0", "repair-esp", "dbx", "logs", "shell")
 
 
 def test_nothing_works_before_the_owner_proved(seat: Seat, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,11 +68,25 @@ def test_uris_that_are_refused(text: str, said: str) -> None:
 
 
 def test_tpm_uris() -> None:
-    assert token_uri.parse_tpm2("keys/a.tss") == (PurePosixPath("keys/a.tss"), PurePosixPath("keys/a.crt"))
-    assert token_uri.parse_tpm2("a%20b.tss?certificate=c.pem") == (PurePosixPath("a b.tss"), PurePosixPath("c.pem"))
-    for text in ("0x81000001", "", "a.tss?parent=1"):
+    assert token_uri.parse_tpm2("keys/a.tss") == (PurePosixPath("keys/a.tss"), None, PurePosixPath("keys/a.crt"))
+    assert token_uri.parse_tpm2("a%20b.tss?certificate=c.pem") == (PurePosixPath("a b.tss"), None, PurePosixPath("c.pem"))
+    for text in ("", "a.tss?parent=1", "a%ff.tss"):
         with pytest.raises(InputError):
             token_uri.parse_tpm2(text)
+
+
+def test_tpm_handles() -> None:
+    """Persistent ones only: a transient one is another key tomorrow, and the others are no keys."""
+    read = token_uri.parse_tpm2("0x8100Ab05?certificate=c.pem")
+    assert (read.path, read.handle, read.certificate) == (None, 0x8100AB05, PurePosixPath("c.pem"))
+    assert read.handle_uri == "handle:0x8100ab05"
+    assert token_uri.parse_tpm2("0x81ffffff").certificate is None
+    # A file may be called so.
+    assert token_uri.parse_tpm2("./0x81000005").path == PurePosixPath("0x81000005")
+    for text in ("0x80ffffff", "0x82000000", "0x01500000", "0x0", "0x181000005", "0x81000005?parent=1"):
+        with pytest.raises(InputError) as caught:
+            token_uri.parse_tpm2(text)
+        assert "handle" in caught.value.faults[0] or "not known here" in caught.value.faults[0], text
 
 
 def test_the_pem_block() -> None:

@@ -18,10 +18,10 @@ from freehold.build.store import cache_directory
 from freehold.build.tools import Tools, ensure
 from freehold.cli import main
 from freehold.errors import FreeholdError, InputError
-from freehold.keys import issue, x509
+from freehold.keys import dbx, issue, pe, x509
 from freehold.keys.verify import Certificate, Keychain, verify, verify_document
 from freehold.monitor import NullMonitor
-from freehold.run import start
+from freehold.run import Argument, start
 
 pytestmark = pytest.mark.build
 MONITOR = NullMonitor()
@@ -30,6 +30,8 @@ MODULE = "module-path=/usr/lib/softhsm/libsofthsm2.so"
 #: Passes every call on to SoftHSM, and writes it down.
 SPY = "module-path=/usr/lib/x86_64-linux-gnu/pkcs11-spy.so"
 TEXT = b"a document"
+#: Where the TPM keeps an RSA key, and one of another kind.
+HANDLE, CURVE = "0x81000005", "0x81000006"
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +211,7 @@ def test_uris_without_what_they_need(token: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tpm(tree: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A software TPM, and ``release.tss``, a key that it alone can use; made as docs/keys.md says."""
+    """A software TPM, ``release.tss``, a key that it alone can use, and one at :data:`HANDLE`; made as docs/keys.md says."""
     # A socket's path has at most 107 bytes.
     work = tmp_path_factory.mktemp("tpm")
     (work / "state").mkdir()
@@ -231,6 +233,16 @@ def tpm(tree: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         settings = {"TPM2OPENSSL_TCTI": tcti, "OPENSSL_CONF": str(work / "tpm.cnf")}
         tree.run(["sh", "-c", making], binds=[work], cwd=work, env=settings)
         (work / "release.tss").chmod(0o600)
+        # A simulator has no resource manager: what a program leaves in the TPM's memory has to be taken out.
+        keeping = (
+            "tpm2_createprimary -Q -C o -c primary && tpm2_flushcontext -t && "
+            "tpm2_create -Q -C primary -G rsa2048 -a 'fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign' "
+            f"-u public -r wrapped -c key && tpm2_flushcontext -t && tpm2_evictcontrol -Q -C o -c key {HANDLE} && "
+            "tpm2_flushcontext -t && tpm2_createprimary -Q -C o -G ecc256:null:null -a "
+            "'fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign' -c curve && tpm2_flushcontext -t && "
+            f"tpm2_evictcontrol -Q -C o -c curve {CURVE} && tpm2_flushcontext -t"
+        )
+        tree.run(["sh", "-c", keeping], binds=[work], cwd=work, env={"TPM2TOOLS_TCTI": tcti})
         os.environ["TPM2OPENSSL_TCTI"] = tcti
         yield work
     finally:
@@ -250,6 +262,75 @@ def test_a_release_key_in_a_tpm(tpm: Path, tree: Tools, tmp_path: Path) -> None:
     keychain = Keychain((Certificate("vendor", "v", vendor.certificate_der()),))
     assert verify_document(TEXT, signer.sign_document(TEXT), keychain=keychain).key == "release"
     sign_and_check_efi(tree, signer, tmp_path)
+
+
+def test_a_key_at_a_handle_signs_everything(tpm: Path, tree: Tools, tmp_path: Path) -> None:
+    """CA, request, document, variable update and boot image: all by a key that no file stands for."""
+    schemes = tokens.schemes(MONITOR)
+    opened = x509.load_key(f"tpm2:{HANDLE}", unasked, schemes)
+    issue.create_for(opened.key, "v", "vendor", tmp_path)
+    uri = f"tpm2:{HANDLE}?certificate={tmp_path}/v.crt"
+    vendor = x509.load_signer(uri, unasked, schemes)
+    made = x509.load_certificate(issue.issue("leaf", "release", tmp_path, None, vendor).certificate)
+    made.verify_directly_issued_by(vendor.certificate)
+    issue.request(opened.key, "r", tmp_path)
+    assert issue.requested_key(tmp_path / "r.csr").public_numbers() == opened.key.public_key().public_numbers()
+    issue.create_for(opened.key, "r", "release", tmp_path)
+    signer = x509.load_signer(f"tpm2:{HANDLE}?certificate={tmp_path}/r.crt", unasked, schemes)
+    keychain = Keychain((Certificate("release", "r", signer.certificate_der()),))
+    assert verify_document(TEXT, signer.sign_document(TEXT), keychain=keychain).ok
+    assert signer.certificate_der() in signer.sign_pkcs7(TEXT)
+    sign_and_check_efi(tree, signer, tmp_path)
+    with signer.lend() as lent:
+        assert (lent.path, lent.name) == (None, f"handle:{HANDLE}")
+        assert b"PRIVATE" not in b"".join(path.read_bytes() for path in lent.directory.iterdir())
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_a_signature_of_ours_is_as_sbsigns(tree: Tools, tmp_path: Path, more: int) -> None:
+    """For keys that sbsign cannot read; of a program whose end is no multiple of eight, too."""
+    vendor = issue.create("v", "vendor", tmp_path, None)
+    issue.issue("leaf", "release", tmp_path, None, x509.load_signer(f"file:{vendor.key}", unasked))
+    leaf = x509.load_signer(f"file:{tmp_path}/leaf.key", unasked)
+    (tmp_path / "unsigned").write_bytes((tree.root / LOADER.relative_to("/")).read_bytes() + bytes(range(more)))
+    uki.sign_efi(tree, tmp_path / "unsigned", tmp_path / "theirs", leaf)
+    (tmp_path / "ours").write_bytes(uki._signed((tmp_path / "unsigned").read_bytes(), leaf))
+    for name in ("theirs", "ours"):
+        check: list[Argument] = ["sbverify", "--cert", tmp_path / "leaf.crt", tmp_path / name]
+        assert tree.run(check, ro_binds=[tmp_path], check=False).status == 0, name
+    # What is before the signature is the same, but for the check sum, which nothing covers.
+    sizes = [pe.parse((tmp_path / name).read_bytes()).certificates[0] for name in ("theirs", "ours")]
+    assert sizes[0] == sizes[1]
+
+
+def test_the_verbs_with_a_handle(tpm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"tpm2:{HANDLE}"
+    assert main(["key", "new", "me", "--role", "owner", "--key", uri, "--out", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["key"] is None
+    ca = f"{uri}?certificate={tmp_path}/me.crt"
+    # There is no file beside a handle where the certificate could be.
+    arguments = ["key", "issue", "d", "--role", "device", "--no-passphrase", "--out", str(tmp_path)]
+    assert main([*arguments, "--ca", uri]) == 2
+    assert "does not say where its certificate is" in capsys.readouterr().err
+    assert main([*arguments, "--ca", ca]) == 0
+    assert main(["key", "show", str(tmp_path / "d.crt")]) == 0
+    assert "issued by    CN=me" in capsys.readouterr().out
+    (tmp_path / "none").mkdir()
+    arguments = ["key", "dbx", str(tmp_path / "d.crt"), "--key", ca, "--keys", str(tmp_path / "none")]
+    assert main([*arguments, "-o", str(tmp_path / "dbx.auth")]) == 0
+    update = dbx.verify((tmp_path / "dbx.auth").read_bytes(), [(tmp_path / "me.der").read_bytes()])
+    assert update.entries[0].data == (tmp_path / "d.der").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("handle", "said"),
+    [("0x81000009", "key at 0x81000009 cannot be opened"), (CURVE, "is not an RSA key"), ("0x80000000", "cannot be used")],
+)
+def test_handles_without_a_key_of_ours(tpm: Path, handle: str, said: str) -> None:
+    schemes = tokens.schemes(MONITOR)
+    assert x509.load_key(f"tpm2:{HANDLE}", unasked, schemes).key.key_size == 2048
+    with pytest.raises(InputError, match=said):
+        x509.load_key(f"tpm2:{handle}", unasked, schemes)
 
 
 def test_files_that_are_no_tpm_keys(tpm: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def lock_of(stage: Stage) -> dict[str, object]:
 
 def variable(stage: Stage, name: str) -> bytes:
     """A firmware variable's content, without its attributes."""
-    guid = efi.VARIABLES.get(name, efi.GLOBAL_VARIABLE)  # the others are global as well
+    guid = efi.IMAGE_SECURITY_DATABASE if name in ("db", "dbx") else efi.GLOBAL_VARIABLE
     return base64.b64decode(stage.shell(f"base64 -w0 {EFIVARS}/{name}-{guid}"))[4:]
 
 
@@ -98,6 +98,35 @@ def test_the_owner_locks_it(reference: Reference, enrolled: dict[str, object]) -
     lock = lock_of(stage)
     assert (lock["state"], lock["secure_boot"], lock["keychain_source"]) == ("locked", True, "firmware")
     assert not root_runs(stage)
+
+
+def test_the_firmware_takes_what_the_owner_revokes(reference: Reference, enrolled: dict[str, object]) -> None:
+    """Under the lock as well: the owner's signature is what counts. The machine's own keys stay, so it starts again."""
+    stage = reference.stage
+    update, mine = stage.path("dbx.auth"), stage.path("revoking")
+    for path in (update, *(mine.iterdir() if mine.exists() else ())):
+        path.unlink(missing_ok=True)
+    stage.freehold("key", "new", "gone", "--role", "release", "--no-passphrase", "--out", mine)
+    stage.freehold("key", "revoke", mine / "gone.crt", "--reason", "test", "--keys", mine)
+    owner = ("--key", f"file:{stage.keys / 'owner.key'}", "--keys", mine)
+    stage.freehold("key", "dbx", mine / "gone.crt", "--sha256", "ab" * 32, *owner, "-o", update)
+    stage.copy(update, "/run/dbx.auth")
+    for changed in (True, False):
+        done = json.loads(stage.guest("freehold", "dbx", "apply", "/run/dbx.auth", "--json").stdout)
+        assert (done["changed"], done["vital"], done["stops"]) == (changed, [], [])
+        entries = efi.parse_lists(variable(stage, "dbx"))
+        assert [one.data for one in entries] == [(mine / "gone.der").read_bytes(), b"\xab" * 32]
+    stage.reboot()
+    lock = lock_of(stage)
+    assert (lock["state"], lock["secure_boot"], lock["keychain_source"]) == ("locked", True, "firmware")
+    # What runs cannot be revoked by accident.
+    update.unlink()
+    stage.freehold("key", "dbx", stage.keys / "release.crt", *owner, "-o", update)
+    stage.copy(update, "/run/dbx.auth")
+    refused = stage.guest("freehold", "dbx", "apply", "/run/dbx.auth", check=False)
+    assert refused.status == 2
+    assert b"would not start" in refused.stderr
+    assert len(efi.parse_lists(variable(stage, "dbx"))) == 2
 
 
 def test_without_keys_on_the_disk_nothing_is_enrolled(reference: Reference) -> None:

@@ -8,6 +8,7 @@ the time it runs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -109,10 +110,12 @@ def refuse() -> str:
     """Provision nothing, for good; returns one line for the console.
 
     The stamp is written, so that an unlock later does not provision the machine a second time; a configuration on the
-    disk stays where it is, for the owner to look at.
+    disk stays where it is, for the owner to look at. Under the lock nobody writes beside the owner's intent, this program
+    neither: then the next boot that is not locked comes here again and writes it.
     """
     record = {"format": "freehold-provisioned-1", "time": int(time.time()), "source": None, "refused": True}
-    atomic.write(STAMP, json.dumps(record) + "\n", mode=0o600)
+    with contextlib.suppress(PermissionError):
+        atomic.write(STAMP, json.dumps(record) + "\n", mode=0o600)
     return "not provisioned again: the record of the first time is gone, the owner's word stands"
 
 

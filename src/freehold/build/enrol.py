@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Secure Boot keys that a disk brings along: who goes into which variable, and the files that systemd-boot enrols.
 
-systemd-boot 257, started on a machine in setup mode, writes ``loader/keys/auto/db.auth``, ``KEK.auth`` and ``PK.auth``
-into the variables of those names, in this order, and restarts the machine (systemd, src/boot/secure-boot.c). In setup
-mode firmware checks no signature but that of PK, which has to be PK's own (UEFI specification 2.10, section 32.3.1, and
-edk2's ProcessVarWithPk). All three are signed by the owner all the same, for firmware that is stricter than it has to be.
+systemd-boot 257, started on a machine in setup mode, writes ``loader/keys/auto/db.auth``, ``dbx.auth`` (if it is there),
+``KEK.auth`` and ``PK.auth`` into the variables of those names, in this order, and restarts the machine (systemd's
+src/boot/secure-boot.c). In setup mode firmware checks no signature but that of PK, which has to be PK's own (UEFI specification
+2.10, section 32.3.1, and edk2's ProcessVarWithPk). All are signed by the owner all the same, for firmware that is stricter than
+it has to be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +20,7 @@ from freehold.build.recipe import certificate_der
 from freehold.build.store import Store
 from freehold.build.tools import Tools
 from freehold.errors import InputError, VerificationError
-from freehold.keys import efi
+from freehold.keys import dbx, efi
 from freehold.keys.verify import MAX_CERTIFICATE_BYTES, Keychain, verify_document
 from freehold.keys.x509 import Signer
 
@@ -63,6 +64,8 @@ class Enrolment:
 
     mode: str
     entries: tuple[Entry, ...] = ()
+    #: What the firmware shall refuse from the start (dbx).
+    refused: tuple[efi.Signature, ...] = ()
 
     def of(self, variable: str) -> tuple[Entry, ...]:
         """The certificates of ``variable``."""
@@ -71,7 +74,7 @@ class Enrolment:
     def data(self) -> dict[str, object]:
         """For reports: mode, and for each variable its certificates."""
         variables = {name: [entry.data() for entry in self.of(name)] for name in efi.VARIABLES} if self.entries else {}
-        return {"mode": self.mode, "variables": variables}
+        return {"mode": self.mode, "variables": variables, "dbx": [dbx.describe(one) for one in self.refused]}
 
     def text(self) -> str:
         """The same for people."""
@@ -83,6 +86,10 @@ class Enrolment:
             for entry in self.of(name):
                 shown = entry.data()
                 lines.append(f"    {shown['role']:8} {shown['subject']}\n             sha256 {shown['sha256']}")
+        if self.refused:
+            lines.append("  dbx: what the firmware refuses, whoever signed it")
+            rows = [dbx.describe(one) for one in self.refused]
+            lines += [f"    {row['subject'] or row['kind']}\n             sha256 {row['sha256']}" for row in rows]
         if not any(entry.role == FOR_FIRMWARE for entry in self.entries):
             lines.append("  nobody else: option ROMs of graphics, network and storage cards do not run (--option-rom)")
         return "\n".join(lines)
@@ -103,15 +110,21 @@ class SecureBootKeys:
         for name in efi.VARIABLES:
             lists = b"".join(efi.certificate_list(entry.der, entry.owner) for entry in self.enrolment.of(name))
             made[f"{name}.auth"] = efi.variable_update(name, lists, timestamp, self.owner.sign_pkcs7)
+        if self.enrolment.refused:
+            # Signed anew, for being set: the boot loader does not append.
+            lists = dbx.to_lists(self.enrolment.refused)
+            made[f"{efi.REFUSED}.auth"] = efi.variable_update(efi.REFUSED, lists, timestamp, self.owner.sign_pkcs7)
         return made
 
 
 NOTHING = SecureBootKeys(Enrolment("off"))
 
 
-def plan(mode: str, keychain: Keychain, platform: bytes, extra: Mapping[str, bytes]) -> Enrolment:
+def plan(
+    mode: str, keychain: Keychain, platform: bytes, extra: Mapping[str, bytes], refused: Sequence[efi.Signature] = ()
+) -> Enrolment:
     """Who goes into which variable: ``platform`` (DER, an owner's) alone into PK, every owner into KEK, the whole keychain into
-    db, and there ``extra`` (name to DER) for firmware's own programs. Pure.
+    db, and there ``extra`` (name to DER) for firmware's own programs; ``refused`` into dbx. Pure.
 
     Raises :class:`InputError` when ``platform`` is no owner of the keychain, and for an extra one that is in it anyway.
     """
@@ -130,7 +143,7 @@ def plan(mode: str, keychain: Keychain, platform: bytes, extra: Mapping[str, byt
     others = (*keychain.of_role("vendor"), *keychain.of_role("release"))
     entries += [Entry("db", one.role, one.name, one.der) for one in (*owners, *others)]
     entries += [Entry("db", FOR_FIRMWARE, name, der) for name, der in extra.items()]
-    return Enrolment(mode, tuple(entries))
+    return Enrolment(mode, tuple(entries), tuple(refused))
 
 
 def extra_certificates(files: Sequence[Path]) -> dict[str, bytes]:
@@ -164,10 +177,12 @@ def release_keychain(tools: Tools, store: Store, commit: str) -> Keychain:
     return Keychain.from_files(files, f"of {commit[:16]}")
 
 
-def check_bootable(release: Path, keychain: Keychain, signer: Signer) -> None:
-    """That ``release`` and a boot loader signed by ``signer`` start on a machine whose db is ``keychain``.
+def check_bootable(
+    release: Path, keychain: Keychain, signer: Signer, refused: Sequence[efi.Signature] = (), programs: Iterable[dbx.Program] = ()
+) -> None:
+    """That ``release`` and a boot loader signed by ``signer`` start on a machine whose db is ``keychain``, and dbx ``refused``.
 
-    Raises :class:`VerificationError`: once enrolled, such a machine would not start its own disk.
+    ``programs`` are the release's. Raises :class:`VerificationError`: once enrolled, such a machine would not start its own disk.
     """
     hint = "sign with a release key of the keychain (--key), or build the release again"
     verdict = verify_document(b"", signer.sign_document(b""), keychain=keychain)
@@ -177,3 +192,7 @@ def check_bootable(release: Path, keychain: Keychain, signer: Signer) -> None:
     verdict = verify_document(data, signature, keychain=keychain)
     if not verdict.ok:
         raise VerificationError(f"{release.name} would not start once the keychain is enrolled: {verdict.reason}", hint=hint)
+    loader = dbx.Program("the boot loader", b"", (signer.certificate_der(),))
+    for one in (loader, *(programs if refused else ())):
+        if dbx.refusing(refused, one) is not None:
+            raise VerificationError(f"{one.name} would not start: what --dbx adds refuses it", hint=hint)

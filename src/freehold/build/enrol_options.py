@@ -7,6 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+from freehold.build import dbx
+from freehold.build.disk import BOOT_LOADER
 from freehold.build.enrol import (
     MODES,
     NOTHING,
@@ -49,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --option-rom keep: a certificate to trust for firmware's programs, such as Microsoft's UEFI CA (repeatable)",
     )  # fmt: skip
     group.add_argument(
+        "--dbx", type=Path, action="append", default=[], metavar="FILE",
+        help="what the firmware shall refuse from the start: an update that `freehold key dbx` made (repeatable)",
+    )  # fmt: skip
+    group.add_argument(
         "--dry-run", action="store_true", help="only show which certificate would be enrolled into which variable"
     )
 
@@ -63,7 +69,8 @@ def chosen(
     """
     faults = []
     if options.enrol == "off":
-        given = [("--owner-key", options.owner_key), ("--option-rom", options.option_rom), ("--extra-db", options.extra_db)]
+        given = [("--owner-key", options.owner_key), ("--option-rom", options.option_rom), ("--extra-db", options.extra_db),
+                 ("--dbx", options.dbx)]
         faults = [f"{name}: only with --enrol if-safe or --enrol force" for name, value in given if value]
     elif options.option_rom == "keep" and not options.extra_db:
         faults = ["--option-rom keep: whose programs? --extra-db names the certificate, Freehold brings none along"]
@@ -75,7 +82,10 @@ def chosen(
         return NOTHING
     owner = keys.owner(options.owner_key, monitor)
     commit = json.loads((release / "manifest.json").read_text())["commit"]
-    keychain = release_keychain(ensure(cache_directory(), monitor), store, commit)
-    check_bootable(release, keychain, keys.signer(options.key, monitor))
+    tools = ensure(cache_directory(), monitor)
+    keychain = release_keychain(tools, store, commit)
+    refused = dbx.read_updates(options.dbx, [one.der for one in keychain.of_role("owner")])
+    programs = dbx.programs([str(release), str(tools.root / BOOT_LOADER.lstrip("/"))], store)
+    check_bootable(release, keychain, keys.signer(options.key, monitor), refused, programs)
     extra = extra_certificates(options.extra_db)
-    return SecureBootKeys(plan(options.enrol, keychain, owner.certificate_der(), extra), owner)
+    return SecureBootKeys(plan(options.enrol, keychain, owner.certificate_der(), extra, refused), owner)

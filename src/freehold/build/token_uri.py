@@ -2,7 +2,8 @@
 """Names of keys in tokens and TPMs, and what OpenSSL's providers read to reach them. All pure.
 
 ``pkcs11:`` is a subset of RFC 7512. The forms of a key as a file are those of the providers themselves: pkcs11-provider
-decodes a PEM block that holds a URI, tpm2-openssl one that holds a wrapped key ("TSS2 PRIVATE KEY").
+decodes a PEM block that holds a URI, tpm2-openssl one that holds a wrapped key ("TSS2 PRIVATE KEY"). A key that a TPM keeps at a
+persistent handle has no such form: OpenSSL takes its number in the place of a file (``handle:``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from freehold.errors import InputError
+from freehold.keys import der
 
 #: Smart cards and sticks; a path inside the tools tree.
 DEFAULT_MODULE = "/usr/lib/x86_64-linux-gnu/opensc-pkcs11.so"
@@ -23,6 +25,9 @@ _PEM_LABEL = "PKCS#11 PROVIDER URI"
 _PEM_VERSION = b"PKCS#11 Provider URI v1.0"
 _MODULE = re.compile(r"/[A-Za-z0-9._/+-]{1,200}\.so(?:\.[0-9]+)*")
 _HANDLE = re.compile(r"0[xX][0-9A-Fa-f]+")
+#: Handles of keys that stay in the TPM (TPM 2.0 Library, part 2, 7.5: TPM_HT_PERSISTENT).
+PERSISTENT = range(0x81000000, 0x82000000)
+_TPM2_FORMS = "it looks like tpm2:PATH/NAME.tss, or tpm2:0x81000005?certificate=FILE"
 _MAX_VALUE = 255  # bytes
 
 _CONFIGURATION = """\
@@ -62,10 +67,16 @@ class Pkcs11(NamedTuple):
 
 
 class Tpm2(NamedTuple):
-    """A key that only one TPM can use, wrapped in a file."""
+    """A key that only one TPM can use: wrapped in the file ``path``, or at a persistent ``handle``; the other is ``None``."""
 
-    path: PurePosixPath
-    certificate: PurePosixPath
+    path: PurePosixPath | None
+    handle: int | None
+    certificate: PurePosixPath | None
+
+    @property
+    def handle_uri(self) -> str:
+        """What tpm2-openssl calls the key, when it is at a handle."""
+        return f"handle:{self.handle:#010x}"
 
 
 def parse_pkcs11(rest: str) -> Pkcs11:
@@ -106,29 +117,32 @@ def parse_pkcs11(rest: str) -> Pkcs11:
 
 
 def parse_tpm2(rest: str) -> Tpm2:
-    """What follows ``tpm2:``: ``PATH[?certificate=FILE]``; the certificate lies beside the key unless told otherwise."""
+    """What follows ``tpm2:``: ``PATH[?certificate=FILE]``, or ``0xHANDLE[?certificate=FILE]``.
+
+    The certificate lies beside a key's file unless told otherwise; beside a handle lies nothing. :class:`InputError`.
+    """
     text, _, query = rest.partition("?")
     faults: list[str] = []
     options = _attributes(query, "&", ("certificate",), faults)
+    path, handle = None, int(text, 16) if _HANDLE.fullmatch(text) else None
     try:
-        path = PurePosixPath(unquote_to_bytes(text).decode())
-        certificate = PurePosixPath(options["certificate"].decode()) if "certificate" in options else path.with_suffix(".crt")
+        certificate = PurePosixPath(options["certificate"].decode()) if "certificate" in options else None
+        if handle is None:
+            path = PurePosixPath(unquote_to_bytes(text).decode())
+            certificate = certificate or path.with_suffix(".crt")
     except (UnicodeDecodeError, ValueError):
-        raise InputError("this tpm2: URI names no file", hint="it looks like tpm2:PATH/NAME.tss") from None
-    if _HANDLE.fullmatch(text):
-        raise InputError(
-            "a TPM key is named by its file, not by a handle: programs that sign boot images read files",
-            hint="docs/keys.md shows how to make NAME.tss",
-        )
+        raise InputError("this tpm2: URI names no file and no handle", hint=_TPM2_FORMS) from None
+    if handle is not None and handle not in PERSISTENT:
+        faults.append(f"{text[:20]}: is no persistent handle; those are 0x{PERSISTENT.start:08x} to 0x{PERSISTENT.stop - 1:08x}")
     if faults:
-        raise InputError("this tpm2: URI cannot be used", faults=faults, hint="it looks like tpm2:PATH/NAME.tss")
-    return Tpm2(path, certificate)
+        raise InputError("this tpm2: URI cannot be used", faults=faults, hint=_TPM2_FORMS)
+    return Tpm2(path, handle, certificate)
 
 
 def key_pem(uri: str) -> bytes:
     """A PKCS#11 URI as the PEM block that pkcs11-provider decodes, so that programs can read it as a key file."""
-    der = _der(0x30, _der(0x1A, _PEM_VERSION) + _der(0x0C, uri.encode()))
-    text = base64.b64encode(der).decode()
+    block = der.wrap(der.SEQUENCE, der.wrap(0x1A, _PEM_VERSION) + der.wrap(0x0C, uri.encode()))
+    text = base64.b64encode(block).decode()
     lines = "\n".join(text[start : start + 64] for start in range(0, len(text), 64))
     return f"-----BEGIN {_PEM_LABEL}-----\n{lines}\n-----END {_PEM_LABEL}-----\n".encode()
 
@@ -161,11 +175,3 @@ def _attributes(text: str, separator: str, known: tuple[str, ...], faults: list[
                 faults.append(f"{name}: must have a value of 1 to {_MAX_VALUE} bytes")
     return found
 
-
-def _der(tag: int, content: bytes) -> bytes:
-    """One DER element."""
-    size = len(content)
-    if size < 0x80:
-        return bytes([tag, size]) + content
-    octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes([tag, 0x80 | len(octets)]) + octets + content

@@ -2,7 +2,8 @@
 """Signing keys that never leave a token (``pkcs11:``) or a TPM (``tpm2:``).
 
 OpenSSL's providers in the tools tree do the work, by a key file that only names the key (:mod:`freehold.build.token_uri`).
-So every program there that takes a key file, sbsign among them, signs with a token as well. A PIN is tried once.
+So every program there that takes a key file, sbsign among them, signs with a token as well; not with a key at a TPM's handle,
+which no file can name. A PIN is tried once.
 """
 
 from __future__ import annotations
@@ -94,10 +95,10 @@ class TokenKey(rsa.RSAPrivateKey):
         if not isinstance(padding_, padding.PKCS1v15) or not isinstance(algorithm, hashes.SHA256):
             raise FreeholdError(f"{self._what} signs by RSA PKCS#1 v1.5 with SHA-256 only")
         with self._lend() as lent:
-            digest = lent.path.with_name("digest")
+            digest = lent.directory / "digest"
             write_private(digest, hashlib.sha256(data).digest())
             done = _openssl(
-                self._tools, lent, self._what, "pkeyutl", "-sign", "-inkey", lent.path, "-pkeyopt", "rsa_padding_mode:pkcs1",
+                self._tools, lent, self._what, "pkeyutl", "-sign", "-inkey", lent.name, "-pkeyopt", "rsa_padding_mode:pkcs1",
                 "-pkeyopt", "digest:sha256", "-in", digest,
             )  # fmt: skip
         try:
@@ -152,7 +153,7 @@ def open_pkcs11(rest: str, ask: Ask, tools: Callable[[], Tools]) -> OpenedKey:
             write_private(private / "key.pem", token_uri.key_pem(wanted.uri(PurePosixPath(private / "pin"))))
             write_private(private / "openssl.cnf", token_uri.pkcs11_configuration(wanted.module).encode())
             settings = {**environment, "OPENSSL_CONF": str(private / "openssl.cnf")}
-            yield KeyFile(private / "key.pem", settings, places)
+            yield KeyFile(private, private / "key.pem", str(private / "key.pem"), settings, places)
 
     return _opened(tree, lend, what, Path(wanted.certificate) if wanted.certificate else None)
 
@@ -160,9 +161,9 @@ def open_pkcs11(rest: str, ask: Ask, tools: Callable[[], Tools]) -> OpenedKey:
 def open_tpm2(rest: str, tools: Callable[[], Tools]) -> OpenedKey:
     """The key that ``tpm2:REST`` names. Raises :class:`InputError` for a bad URI, and a key that this TPM cannot use."""
     wanted = token_uri.parse_tpm2(rest)
-    path = Path(wanted.path).expanduser()
-    content = read_private(path)
-    if not content.startswith(token_uri.TPM_KEY_MARK):
+    path = Path(wanted.path).expanduser() if wanted.path is not None else None
+    content = read_private(path) if path is not None else b""
+    if path is not None and not content.startswith(token_uri.TPM_KEY_MARK):
         raise InputError(f"{path} is not a key wrapped by a TPM", hint="docs/keys.md shows how to make one")
     tree = tools()
     # Which TPM: tpm2-openssl's own variable. A simulator is a socket, which must be visible inside.
@@ -174,17 +175,21 @@ def open_tpm2(rest: str, tools: Callable[[], Tools]) -> OpenedKey:
     @contextmanager
     def lend() -> Iterator[KeyFile]:
         with private_directory() as private:
-            write_private(private / "key.pem", content)
             write_private(private / "openssl.cnf", token_uri.tpm2_configuration().encode())
             settings = {**environment, "OPENSSL_CONF": str(private / "openssl.cnf")}
-            yield KeyFile(private / "key.pem", settings, places)
+            if path is None:
+                yield KeyFile(private, None, wanted.handle_uri, settings, places)
+            else:
+                write_private(private / "key.pem", content)
+                yield KeyFile(private, private / "key.pem", str(private / "key.pem"), settings, places)
 
-    return _opened(tree, lend, f"the TPM key {path}", Path(wanted.certificate).expanduser())
+    what = f"the TPM key {path}" if path is not None else f"the TPM key at {wanted.handle_uri.removeprefix('handle:')}"
+    return _opened(tree, lend, what, Path(wanted.certificate).expanduser() if wanted.certificate else None)
 
 
 def _opened(tree: Tools, lend: Lend, what: str, certificate: Path | None) -> OpenedKey:
     with lend() as lent:
-        text = _openssl(tree, lent, what, "pkey", "-in", lent.path, "-pubout")
+        text = _openssl(tree, lent, what, "pkey", "-in", lent.name, "-pubout")
     try:
         public: object = load_pem_public_key(text)
     except ValueError:
@@ -197,7 +202,7 @@ def _openssl(tree: Tools, lent: KeyFile, what: str, *arguments: str | Path) -> b
     try:
         done = tree.run(
             [*NOBODY_TO_ASK, "openssl", *arguments],
-            binds=lent.places, ro_binds=[lent.path.parent], env=lent.environment,
+            binds=lent.places, ro_binds=[lent.directory], env=lent.environment,
         )  # fmt: skip
     except CommandError as error:
         if PIN_REFUSED in error.output:

@@ -9,9 +9,12 @@ from pathlib import Path
 from freehold.build.tokens import NOBODY_TO_ASK
 from freehold.build.tools import Tools
 from freehold.keys.x509 import Signer
+from freehold.seal import authenticode, repack
 from freehold.update import rescue_entry
 
 STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+#: Bytes; where a PE file's signatures begin is a multiple of this.
+_SIGNATURE_ALIGNMENT = 8
 #: Sealed into every command line. No credentials from firmware or hypervisor; no writing through
 #: /proc/PID/mem past page protection; no raw writes below a mounted file system. A kernel that panics restarts,
 #: so that boot counting goes on to the deployment before it.
@@ -74,14 +77,28 @@ def write_pair(
 
 
 def sign_efi(tools: Tools, source: Path, target: Path, signer: Signer) -> None:
-    """Sign an EFI program (UKI or boot loader) for the firmware's db; the signer's certificate goes with the signature."""
+    """Sign an EFI program (UKI or boot loader) for the firmware's db; the signer's certificate goes with the signature.
+
+    sbsign does it, which reads the key from a file. Where no file can name the key (a TPM's handle) we do what machines do to
+    the images that they derive: DER of fixed shape around the one signature that the key makes.
+    """
     signer.check_dates()
     with signer.lend() as key:
-        certificate = key.path.with_name("certificate.pem")
+        if key.path is None:
+            target.write_bytes(_signed(source.read_bytes(), signer))
+            return
+        certificate = key.directory / "certificate.pem"
         certificate.write_bytes(signer.certificate_pem())
         tools.run(
             [*NOBODY_TO_ASK, "sbsign", f"--key={key.path}", f"--cert={certificate}", f"--output={target}", source],
             binds=[target.parent, *key.places],
-            ro_binds=[*{source.parent, key.path.parent} - {target.parent}],
+            ro_binds=[*{source.parent, key.directory} - {target.parent}],
             env=key.environment,
         )
+
+
+def _signed(unsigned: bytes, signer: Signer) -> bytes:
+    """The program with a signature; what is signed is the program filled up to where the signature begins."""
+    padded = unsigned + bytes(-len(unsigned) % _SIGNATURE_ALIGNMENT)
+    digest = repack.parse(padded).authenticode()
+    return repack.attach(padded, authenticode.sign(digest, signer.certificate_der(), signer.sign))

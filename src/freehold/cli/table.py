@@ -38,6 +38,7 @@ VERBS = (
         "freehold disk server-1.2 --enrol force --dry-run     (then -o server.raw without --dry-run)",
         "freehold disk server-1.2 -o server.raw --enrol force --owner-key file:/media/stick/owner.key",
         "freehold disk server-1.2 -o server.raw --enrol force --option-rom keep --extra-db microsoft-uefi-ca.der",
+        "freehold disk server-1.2 -o server.raw --enrol force --dbx dbx.auth     (what it shall refuse from the start)",
     )),
     Verb("inspect", BUILD, "show what a release holds", ("freehold inspect server-1.2 --json",)),
     Verb("diff", BUILD, "the difference between two releases", ("freehold diff server-1.1 server-1.2",)),
@@ -47,6 +48,8 @@ VERBS = (
         "freehold key request release --key 'pkcs11:token=HSM;object=release'",
         "freehold key issue release --role release --ca file:vendor.key --request release.csr",
         "freehold key revoke release-1.crt --reason 'laptop stolen' --keys keys",
+        "freehold key dbx release-1.crt --key file:/media/stick/owner.key --boots server-1.3 --dry-run",
+        "freehold key dbx old-loader.efi --key 'tpm2:0x81000005?certificate=owner.crt'",
         "freehold key show owner",
     ), group=True),
     Verb("publish", SERVER, "put a release where machines find it", ("freehold publish server-1.2 --to /srv/www/freehold",)),
@@ -105,6 +108,10 @@ VERBS = (
         "freehold device-key renew --request renew.request     (then, where the owner's key is:) freehold sign renew.request",
         "freehold device-key renew --answer renew.request.signed",
         "freehold device-key destroy --dry-run",
+    ), group=True),
+    Verb("dbx", "freehold.device.dbx_verbs", "what this machine's firmware refuses to start, and adding to it", (
+        "freehold dbx show",
+        "freehold dbx apply dbx.auth --dry-run     (made where the owner's key is: freehold key dbx -h)",
     ), group=True),
     Verb("sign", LOCK, "answer a machine's request, or sign a release that was built unsigned", (
         "freehold sign lock.request --key file:owner.key",

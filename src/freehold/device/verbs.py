@@ -95,8 +95,8 @@ def history(arguments: argparse.Namespace, monitor: Monitor) -> Report:
     events = read(Sysroot())[-max(1, arguments.limit) :]
     lines = []
     for event in events:
-        removed = event.get("removed")
-        what = " ".join(map(str, removed)) if isinstance(removed, list) else f"{event.get('version')} {event.get('id')}"
+        several = event.get("removed", event.get("entries"))
+        what = " ".join(map(str, several)) if isinstance(several, list) else f"{event.get('version')} {event.get('id')}"
         lines.append(f"{when(event.get('time'))}  {event.get('event')}  {what}\n")
     return Report({"schema": "freehold-history-1", "events": events}, "".join(lines) or "No events.\n")
 

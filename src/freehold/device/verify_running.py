@@ -6,23 +6,21 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from uuid import UUID
 
-from freehold.device import verify_keys, verify_machine
+from freehold.device import efivars, verify_keys, verify_machine
 from freehold.device.sysroot import Sysroot, read_text
 from freehold.device.verify_deployments import Sealed
 from freehold.device.verify_findings import MACHINE, Finding, deviation, note
 from freehold.device.verify_kernel import Probe, read_regular
 from freehold.errors import FreeholdError
 from freehold.files import read_bytes
-from freehold.keys.efi import GLOBAL_VARIABLE, IMAGE_SECURITY_DATABASE, MAX_LIST_BYTES
+from freehold.keys.efi import GLOBAL_VARIABLE, IMAGE_SECURITY_DATABASE
 from freehold.keys.verify import Keychain
 from freehold.lock import intent, memory
 
 _SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 _SYSTEMD_BOOT = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-_EFIVARS = "sys/firmware/efi/efivars"
-_ATTRIBUTES = 4
-_NON_VOLATILE = 1
 
 
 def judge(sysroot: Sysroot, keychain: Keychain, lines: Sealed, kernel: str, probe: Probe) -> list[Finding]:
@@ -77,15 +75,12 @@ def _mounts(sysroot: Sysroot, standing: intent.Standing) -> list[Finding]:
     ]
 
 
-def _variable(sysroot: Sysroot, name: str, guid: object, *, own: bool = False) -> bytes:
-    """A firmware variable's value, empty when there is none; ``own``: a stored one is not the firmware's word."""
+def _variable(sysroot: Sysroot, name: str, guid: UUID | str, *, own: bool = False) -> bytes:
+    """A firmware variable's value, empty when there is none or it cannot be read."""
     try:
-        data = read_bytes(sysroot.system / _EFIVARS / f"{name}-{guid}", MAX_LIST_BYTES + _ATTRIBUTES)
-    except (OSError, FreeholdError):
+        return efivars.read(sysroot, name, guid, own=own) or b""
+    except FreeholdError:
         return b""
-    if len(data) < _ATTRIBUTES or (own and data[0] & _NON_VOLATILE):
-        return b""
-    return data[_ATTRIBUTES:]
 
 
 def _ring(sysroot: Sysroot, keychain: Keychain, probe: Probe) -> list[Finding]:

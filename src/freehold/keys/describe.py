@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 MEANING: dict[Role, str] = {
     "vendor": "issue release certificates: machines that have it in their keychain believe what those sign",
-    "owner": "say for a machine whether it is locked, commit its /etc, and issue device certificates",
+    "owner": "say for a machine whether it is locked, commit its /etc, issue device certificates, and, where firmware has it in "
+    "KEK, change what that starts and refuses",
     "release": "sign releases: manifests of updates, and boot images that firmware with this certificate or its vendor's starts",
     "device": "sign what its one machine derives from its owner's requests and from releases (deployments, boot images, files), "
     "for that machine; no releases, no intents",

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
+from freehold.keys.der import EXPLICIT_0, OBJECT_ID, SEQUENCE, element, only
+
 #: Kinds of entries.
 CERT_X509 = UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 CERT_SHA256 = UUID("c1c41626-504c-4092-aca9-41f936934328")
@@ -28,20 +30,27 @@ OWNER = UUID("4d1bd6a5-3ef0-46a5-9c0e-6b3f1c2a7e58")
 #: Owner of entries that are there for firmware's own programs only; the early step leaves them out of its ring.
 FIRMWARE_ONLY = UUID("3c7e0d5b-9f12-486a-92d4-710ea835c6f1")
 
+#: What an enrolment sets.
 VARIABLES = {"PK": GLOBAL_VARIABLE, "KEK": GLOBAL_VARIABLE, "db": IMAGE_SECURITY_DATABASE}
+#: What the firmware refuses to start; never set anew, only added to (:mod:`freehold.keys.dbx`).
+REFUSED = "dbx"
+_NAME_SPACE = {**VARIABLES, REFUSED: IMAGE_SECURITY_DATABASE}
 #: Non-volatile, boot service and runtime access, time based authenticated write.
 ATTRIBUTES = 0x27
+#: The write adds to what the variable holds.
+APPEND = 0x40
 MAX_LIST_BYTES = 256 << 10
 MAX_CERTIFICATE_BYTES = 16384
 
+#: EFI_TIME: year, month, day, hour, minute, second, and what signed updates have as zero.
+TIME = struct.Struct("<HBBBBBBIhBB")
+
 _LIST = struct.Struct("<16sIII")
-_TIME = struct.Struct("<HBBBBBBIhBB")
 #: WIN_CERTIFICATE_UEFI_GUID: length, revision 2.0, type "EFI GUID", GUID of PKCS#7.
 _CERTIFICATE = struct.Struct("<IHH16s")
 _REVISION, _TYPE_EFI_GUID = 0x0200, 0x0EF1
 _PKCS7 = UUID("4aafd29d-68df-49ee-8aa9-347d375665a7")
 _GUID_BYTES = 16
-_SEQUENCE, _OBJECT_ID, _EXPLICIT_0 = 0x30, 0x06, 0xA0
 _SIGNED_DATA = bytes.fromhex("2a864886f70d010702")  # 1.2.840.113549.1.7.2
 
 
@@ -100,47 +109,54 @@ def parse_lists(data: bytes) -> tuple[Signature, ...]:
     return tuple(found)
 
 
-def variable_update(name: str, lists: bytes, timestamp: int, sign: Callable[[bytes], bytes]) -> bytes:
-    """The signed update that sets the variable ``name`` (a key of :data:`VARIABLES`) to ``lists``: a ``.auth`` file.
+def variable_update(
+    name: str, lists: bytes, timestamp: int, sign: Callable[[bytes], bytes], attributes: int = ATTRIBUTES
+) -> bytes:
+    """The signed update that sets the variable ``name`` (or adds to it) to ``lists``: a ``.auth`` file.
 
-    ``timestamp`` is seconds since 1970: firmware takes an update of an existing variable only with a later one.
+    ``name`` is one of :data:`VARIABLES` or :data:`REFUSED`. ``timestamp`` is seconds since 1970: firmware takes an update of an
+    existing variable only with a later one, unless it adds. ``attributes`` are those that the write will have.
     ``sign`` gives a PKCS#7 signature of bytes, DER: detached, without attributes, SHA-256, the certificate embedded.
     The specification wants its SignedData without the ContentInfo around it. Equal arguments give equal bytes.
     """
-    guid, when = VARIABLES[name], efi_time(timestamp)
-    covered = name.encode("utf-16-le") + guid.bytes_le + struct.pack("<I", ATTRIBUTES) + when + lists
-    signature = bare_signed_data(sign(covered))
+    when = efi_time(timestamp)
+    signature = bare_signed_data(sign(covered(name, when, lists, attributes)))
     head = _CERTIFICATE.pack(_CERTIFICATE.size + len(signature), _REVISION, _TYPE_EFI_GUID, _PKCS7.bytes_le)
     return when + head + signature + lists
 
 
+def covered(name: str, when: bytes, lists: bytes, attributes: int) -> bytes:
+    """What the signature of an update covers; ``when`` is an ``EFI_TIME``."""
+    return name.encode("utf-16-le") + _NAME_SPACE[name].bytes_le + struct.pack("<I", attributes) + when + lists
+
+
 def split_update(data: bytes) -> tuple[bytes, bytes, bytes]:
     """A ``.auth`` file's time, SignedData and signature lists. :class:`ValueError` when it is none."""
-    if len(data) < _TIME.size + _CERTIFICATE.size:
+    if len(data) < TIME.size + _CERTIFICATE.size:
         raise ValueError("cut short")
-    length, revision, kind, guid = _CERTIFICATE.unpack_from(data, _TIME.size)
+    length, revision, kind, guid = _CERTIFICATE.unpack_from(data, TIME.size)
     if (revision, kind, guid) != (_REVISION, _TYPE_EFI_GUID, _PKCS7.bytes_le):
         raise ValueError("not a PKCS#7 signature of a variable")
-    if not _CERTIFICATE.size <= length <= len(data) - _TIME.size:
+    if not _CERTIFICATE.size <= length <= len(data) - TIME.size:
         raise ValueError("the signature's length does not fit")
-    start, end = _TIME.size + _CERTIFICATE.size, _TIME.size + length
-    return data[: _TIME.size], data[start:end], data[end:]
+    start, end = TIME.size + _CERTIFICATE.size, TIME.size + length
+    return data[: TIME.size], data[start:end], data[end:]
 
 
 def efi_time(timestamp: int) -> bytes:
     """``EFI_TIME`` in UTC. What the specification wants to be zero in signed updates is zero."""
     at = time.gmtime(timestamp)
-    return _TIME.pack(at.tm_year, at.tm_mon, at.tm_mday, at.tm_hour, at.tm_min, min(at.tm_sec, 59), 0, 0, 0, 0, 0)
+    return TIME.pack(at.tm_year, at.tm_mon, at.tm_mday, at.tm_hour, at.tm_min, min(at.tm_sec, 59), 0, 0, 0, 0, 0)
 
 
 def bare_signed_data(der: bytes) -> bytes:
     """The SignedData in a PKCS#7 ContentInfo. :class:`ValueError` when it holds something else."""
-    start, end = _element(der, 0, len(der), _SEQUENCE)
-    kind, kind_end = _element(der, start, end, _OBJECT_ID)
+    start, end = element(der, 0, len(der), SEQUENCE)
+    kind, kind_end = element(der, start, end, OBJECT_ID)
     if end != len(der) or der[kind:kind_end] != _SIGNED_DATA:
         raise ValueError("not a PKCS#7 signature")
-    inner, inner_end = _element(der, kind_end, end, _EXPLICIT_0)
-    _element(der, inner, inner_end, _SEQUENCE)
+    inner, inner_end = element(der, kind_end, end, EXPLICIT_0)
+    element(der, inner, inner_end, SEQUENCE)
     return der[inner:inner_end]
 
 
@@ -149,32 +165,11 @@ def signed_part(certificate: bytes) -> bytes:
 
     :class:`ValueError` when ``certificate`` is not exactly one SEQUENCE that begins with another.
     """
-    start, end = _element(certificate, 0, len(certificate), _SEQUENCE)
-    if end != len(certificate):
-        raise ValueError("bytes behind the certificate")
-    _, inner_end = _element(certificate, start, end, _SEQUENCE)
-    return certificate[start:inner_end]
+    content = only(certificate, SEQUENCE)
+    _, end = element(content, 0, len(content), SEQUENCE)
+    return content[:end]
 
 
 def signed_part_sha256(certificate: bytes) -> bytes:
     """What a dbx entry of type :data:`CERT_X509_SHA256` names ``certificate`` by."""
     return hashlib.sha256(signed_part(certificate)).digest()
-
-
-def _element(data: bytes, at: int, end: int, tag: int) -> tuple[int, int]:
-    """Where the content of the DER element of type ``tag`` at ``at`` begins and ends."""
-    if end - at < 2 or data[at] != tag:
-        raise ValueError("not the expected DER")
-    size, start = data[at + 1], at + 2
-    if size & 0x80:
-        more = size & 0x7F
-        # DER has one way to write a length, the shortest; three bytes are more than anything here has.
-        if not 1 <= more <= 3 or end - start < more:
-            raise ValueError("not a length in DER")
-        size = int.from_bytes(data[start : start + more], "big")
-        if size < 0x80 or (more > 1 and size >> 8 * (more - 1) == 0):
-            raise ValueError("not the shortest length")
-        start += more
-    if size > end - start:
-        raise ValueError("DER is cut short")
-    return start, start + size

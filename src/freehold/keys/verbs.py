@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``freehold key …``: make keys, certificates and requests, revoke, list, say in words what one may do."""
+"""``freehold key …``: make keys, certificates and requests, revoke (also in firmware), list, say in words what one may do."""
 
 from __future__ import annotations
 
@@ -127,8 +127,73 @@ def revoke(arguments: argparse.Namespace, monitor: Monitor) -> Report:
     path = directory / REVOKED_NAME
     facts = describe(certificate, Keychain(revoked=work.read_revoked(path)))
     what = "is revoked" if changed else "was revoked already"
-    text = f"{facts['subject']} {what}: {facts['revoked']}\nMachines honour {path} after their next update from here.\n"
+    text = (
+        f"{facts['subject']} {what}: {facts['revoked']}\nMachines honour {path} after their next update from here.\n"
+        f"Next: build and publish; then, for their firmware: freehold key dbx {arguments.certificate} --key URI --dry-run\n"
+    )
     return Report({"schema": "freehold-key-revoke-1", "changed": changed, "list": str(path), **facts}, text)
+
+
+def dbx_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``key dbx``."""
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="what firmware shall refuse: a certificate, or an EFI program"
+    )
+    parser.add_argument(
+        "--sha256", action="append", default=[], metavar="HEX", help="an EFI program, by its Authenticode digest (repeatable)"
+    )
+    parser.add_argument("--key", metavar="URI", help="the owner's key, which signs it (default: owner.key of --keys)")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help=f"keys that are in use (default {default_directory()})")
+    parser.add_argument(
+        "--boots", action="append", default=[], metavar="WHAT",
+        help="a release, a boot partition, or an EFI program that has to go on starting (repeatable)",
+    )  # fmt: skip
+    parser.add_argument("--store", type=Path, metavar="DIR", help="where releases are kept")
+    parser.add_argument("-o", "--output", type=Path, default=Path("dbx.auth"), metavar="FILE", help="default: dbx.auth")
+    parser.add_argument("--force", action="store_true", help="also when it revokes what is in use")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only show what would be revoked")
+
+
+def dbx(arguments: argparse.Namespace, monitor: Monitor) -> Report:
+    """Make a signed update that adds to what the firmware of the owner's machines refuses."""
+    import time
+
+    from freehold.build import dbx as work
+    from freehold.build.keys import KeyDirectory
+    from freehold.build.store import Store, default_store
+
+    revoked = work.gather(arguments.files, arguments.sha256)
+    keys = KeyDirectory(arguments.keys or default_directory())
+    owner = keys.owner(arguments.key, monitor)
+    boots = work.programs(arguments.boots, Store((arguments.store or default_store()).absolute()))
+    faults = work.in_the_way([one.entry for one in revoked], owner, keys, boots)
+    made = work.sign(revoked, owner, int(time.time()))
+    refused = bool(faults) and not arguments.force
+    if refused and not arguments.dry_run:
+        raise InputError(
+            "this would revoke what your own machines boot with", faults=faults,
+            hint="put another in its place first, and note the old one by `freehold key revoke`; --force does it all the same",
+        )  # fmt: skip
+    if not arguments.dry_run:
+        work.write(arguments.output, made)
+    name = arguments.output
+    data: dict[str, object] = {
+        "schema": "freehold-key-dbx-1", "file": str(name), "written": not arguments.dry_run, "size": len(made),
+        "signed_by": owner.certificate.subject.rfc4514_string(), "in_use": list(faults),
+        "entries": [one.data() for one in revoked],
+    }  # fmt: skip
+    lines = [f"{name}: {len(made):,} bytes, to be signed by {data['signed_by']}" if arguments.dry_run else
+             f"{name}: {len(made):,} bytes, signed by {data['signed_by']}"]  # fmt: skip
+    lines += ["It adds to what the firmware of your machines refuses (dbx), for good:", *(one.text() for one in revoked)]
+    lines += [f"! {fault}" for fault in faults]
+    if not arguments.boots:
+        lines.append("Not looked at: who signed the machines' boot loaders (--boots). `freehold dbx apply` looks itself.")
+    if arguments.dry_run:
+        lines.append("Nothing was written." + (" It would not be, without --force." if refused else ""))
+    else:
+        lines.append(f"Next, on each machine, as root: freehold dbx apply {name.name}     (in a rescue: dbx {name.name})")
+        lines.append(f"      for machines that are not enrolled yet: freehold disk RELEASE -o DISK --enrol force --dbx {name}")
+    return Report(data, "\n".join(lines) + "\n", 1 if refused else 0)
 
 
 def list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -229,6 +294,7 @@ VERBS: tuple[tuple[str, str, Adder, Handler], ...] = (
     ("issue", "make a key, or certify one, by a CA", issue_arguments, issue),
     ("request", "ask a CA elsewhere to certify a key", request_arguments, request),
     ("revoke", "note that a certificate no longer counts", revoke_arguments, revoke),
+    ("dbx", "have firmware refuse certificates and programs", dbx_arguments, dbx),
     ("list", "show the keys of a directory", list_arguments, list_),
     ("show", "say what a certificate may do", show_arguments, show),
 )

@@ -36,9 +36,15 @@ Ask = Callable[[str], bytes]
 
 
 class KeyFile(NamedTuple):
-    """A key as programs that use OpenSSL take it: a file, and what they need beside it (variables, visible places)."""
+    """A key as programs that use OpenSSL take it: a file, and what they need beside it (variables, visible places).
 
-    path: Path
+    ``directory`` is private, and all of it is removed after. ``path`` is ``None`` for a key that no file can stand for; OpenSSL's
+    own program takes ``name`` in any case.
+    """
+
+    directory: Path
+    path: Path | None
+    name: str
     environment: Mapping[str, str] = MappingProxyType({})
     places: tuple[Path, ...] = ()
 
@@ -145,7 +151,7 @@ def unencrypted(key: RSAPrivateKey, directory: Path | None = None) -> Iterator[K
     with private_directory(directory) as private:
         path = private / "private.pem"
         write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        yield KeyFile(path)
+        yield KeyFile(private, path, str(path))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from freehold import run
 from freehold.device import stage
 from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, InputError
+from freehold.keys.dbx import MAX_UPDATE_BYTES
 from freehold.lock.intent import MAX_SIGNED_BYTES
 from freehold.rescue import credential, media, view, wish
 from freehold.rescue.media import Medium
@@ -43,11 +44,13 @@ with the owner's credential
   floor N               lower the rollback floor to N
   boot ID|VERSION       boot this deployment next
   repair-esp            write what the boot partition lacks
+  dbx [FILE]            have the firmware refuse what a signed update (.auth) on the stick revokes
   logs                  the journal of the boot before this one, and of rescues
   shell                 a root shell, as far as the lock allows; `exit` comes back
 """.strip()
 REQUEST_NAME = "freehold-rescue.request"
 ANSWER_SUFFIX = ".signed"
+UPDATE_SUFFIX = ".auth"
 PAGE_LINES = 200
 
 
@@ -108,7 +111,7 @@ class Console:
         return {
             "help": lambda _: print(HELP), "state": lambda _: self._show(view.text(self._state())), "verify": self._verify,
             "media": self._list_media, "key": self._key, "request": self._request, "answer": self._answer,
-            "unlock": self._unlock, "floor": self._floor, "boot": self._boot, "repair-esp": self._repair,
+            "unlock": self._unlock, "floor": self._floor, "boot": self._boot, "repair-esp": self._repair, "dbx": self._dbx,
             "logs": self._logs, "shell": self._shell, "reboot": self._reboot, "poweroff": self._reboot_off,
         }  # fmt: skip
 
@@ -222,6 +225,12 @@ class Console:
         stage.ensure_esp(self.session.sysroot)
         done = self.session.repair()
         self._show("\n".join(done.lines()) or "the boot partition lacks nothing")
+
+    def _dbx(self, words: list[str]) -> None:
+        self.session.proved()
+        with self._stick() as top, self._file(top, words, UPDATE_SUFFIX, "dbx").open("rb") as file:
+            data = file.read(MAX_UPDATE_BYTES + 1)
+        self._show(self.session.refuse(data))
 
     def _logs(self, _words: list[str]) -> None:
         self.session.proved()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from freehold import atomic
-from freehold.device import loader
+from freehold.device import dbx_verbs, efivars, loader
 from freehold.device.sysroot import Sysroot, read_text, record
 from freehold.errors import FreeholdError, NotHereError
 from freehold.keys.verify import Keychain
@@ -176,6 +176,13 @@ class Session:
             esp.carry_out(self.sysroot.esp, wanted)
         self.note(f"boot partition: {len(wanted.steps)} files written")
         return wanted
+
+    def refuse(self, data: bytes, *, append: efivars.Append = efivars.append) -> str:
+        """Have the firmware refuse what the signed update ``data`` revokes; what was done, in words."""
+        self.proved()
+        done = dbx_verbs.carry_out(self.sysroot, data, append=append)
+        self.note(f"dbx: {'added to' if done.data['changed'] else 'nothing new'}")
+        return done.text
 
     def proved(self) -> None:
         """Raise :class:`FreeholdError` unless the owner proved to be there in this rescue."""
