@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from lab_attest import (
     NONCE,
     RESTRICTED,
     SEPARATOR,
+    SOMEBODY,
     Boot,
     Made,
     authenticode,
@@ -308,6 +310,45 @@ def test_keys_of_secure_boot_that_nobody_knows() -> None:
     # Taken in by the keychain alone, as after the owner's own update of db.
     without = dataclasses.replace(Boot().identity(), variables=dict.fromkeys(document.VARIABLES, bytes(32)))
     assert verdict_on(Boot().attestation(), Boot(), identity=without).good
+
+
+def test_what_anothers_key_in_db_accepted_is_not_known_by_that() -> None:
+    """db has a stranger's key for option ROMs. A boot manager that they signed starts any kernel, whose root then measures
+    what a good boot would have measured."""
+    stranger = key("vendor", "foreign").certificate
+
+    class Both(Boot):
+        used: tuple[bytes, ...] = (stranger,)
+
+        def events(self) -> list[Made]:
+            self.db = signature_list(self.vendor.certificate) + signature_list(stranger)
+            used = [event(7, AUTHORITY, variable(DATABASE, "db", SOMEBODY.bytes_le + one)) for one in self.used]
+            return [*super().events(), *used]
+
+    class Vendor(Both):
+        used = ()
+
+    good, evil = Vendor(), Both(loader=sha(b"a boot manager that somebody else signed"))
+    verdict = verdict_on(evil.attestation(), evil, known=good)
+    assert "nobody answers for it" in refusals(verdict)["programs"]
+    assert f"{hashlib.sha256(stranger).hexdigest()[:16]} was used, which is not of your keychain" in verdict.text()
+    # An option ROM of theirs does no harm where every program is known by itself, nor a new loader by our own key alone.
+    assert verdict_on(Both().attestation(), Both(), known=good).good
+    late = Vendor(loader=sha(b"a newer loader"))
+    assert verdict_on(late.attestation(), late, known=good).good
+    # Firmware that measured no authority did not say by whose word it started the program.
+    late.machine_log = [one for one in late.machine_log if one.kind != AUTHORITY]
+    assert "nobody answers for it" in refusals(verdict_on(late.attestation(), late, known=good))["programs"]
+
+
+def test_a_release_without_a_command_line_is_judged_as_well() -> None:
+    """Root can measure an empty section by the name."""
+    sections = {name: content for name, content in Boot().sections.items() if name != ".cmdline"}
+    release = Release(pe.parse(whole(*sections.items())), "0" * 64)
+    bare = Boot(more=[event(11, IPL, b"", sha(b".cmdline\0")), event(11, IPL, b"", sha(b""))])
+    bare.machine_log = [one for one in bare.machine_log if one.digest not in (sha(b".cmdline\0"), sha(bare.cmdline.encode()))]
+    verdict = verdict_on(bare.attestation(), bare, release=release)
+    assert "not the one that was measured" in refusals(verdict)["command-line"]
 
 
 def test_an_authority_that_is_not_of_db() -> None:

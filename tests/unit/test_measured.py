@@ -95,6 +95,19 @@ def test_root_of_an_open_machine_cannot_say_locked() -> None:
     assert "more than one" in refusals(verdict_on(Boot(system_log=hidden).attestation(), Boot()))["lock"]
 
 
+def test_what_is_measured_of_the_lock_cannot_be_left_out() -> None:
+    """Root shows an old intent that says locked, and the early step's measurements as ones of its own that nobody knows."""
+    machine = Opened()
+    words = [(number, one.hex()) for number, one in measured.extended(machine.measured() or b"")]
+    hidden = [b'\x1e{"pcr": %d, "digests": [{"hashAlg": "sha256", "digest": "%s"}]}' % (n, d.encode()) for n, d in words]
+    evidence = {"measured": None, "system_log": b"".join(hidden) + machine.system_log}
+    verdict = verdict_on(answer(machine, **evidence), machine)
+    assert "lead to the quoted values" in verdict.text()
+    assert refusals(verdict) == {}
+    assert not verdict.good
+    assert "Not shown (lock)" in verdict.conclusion()
+
+
 def test_the_word_about_the_device_key_goes_with_it() -> None:
     """PCR 11 has one word between the boot image and systemd's phases (docs/device-key.md)."""
     strict = Boot(strict=True)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -491,6 +492,45 @@ def test_an_owners_file_with_a_second_name(lab: VerifyLab) -> None:
     os.link(path, lab.root / "elsewhere")
     (found,) = rows(check(lab))
     assert (found["check"], found["object"]) == ("owner-link", "owner/etc/0/upper/passwd")
+
+
+def test_names_within_the_owners_directory_are_no_way_in(lab: VerifyLab) -> None:
+    """An open machine's root may link files in its home; a directory's name is no excuse."""
+    path = lab.put(lab.sysroot.root / "owner/roothome/work/a", "x")
+    os.link(path, path.with_name("b"))
+    assert deviations(lab) == []
+    os.link(path, lab.root / "elsewhere")
+    assert deviations(lab) == [("machine", "owner-link")] * 2
+
+
+def test_the_owners_directory_may_change_meanwhile(lab: VerifyLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An open machine writes /etc while it is looked at."""
+    path = lab.put(lab.sysroot.root / "owner/etc/0/upper/passwd.lock", "x")
+    real = os.walk
+
+    def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for row in real(top):
+            if path.name in row[2]:
+                path.unlink()
+            yield row
+
+    monkeypatch.setattr(os, "walk", lambda top, **options: walk(top) if Path(top).name == "owner" else real(top, **options))
+    assert deviations(lab) == []
+    assert not path.exists()
+
+
+def test_a_boot_partition_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    lab: VerifyLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def scandir(path: str | Path) -> object:
+        if str(path).endswith("/loader"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert ("boot", "boot-partition") in deviations(lab)
 
 
 def test_the_ring(lab: VerifyLab) -> None:

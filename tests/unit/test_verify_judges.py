@@ -124,6 +124,9 @@ def test_what_does_no_harm_on_the_boot_partition() -> None:
     assert [(one.severity, one.check) for one in found] == [("note", "leftover"), ("note", "foreign-file")]
 
 
+ODD = "characters that no setting has"
+
+
 @pytest.mark.parametrize(
     ("conf", "said"),
     [
@@ -135,8 +138,12 @@ def test_what_does_no_harm_on_the_boot_partition() -> None:
         (b"editor no\ndefault freehold-0.9*\n", ["default freehold-0.9*"]),
         (b"editor no\npreferred x\n", ["preferred x"]),
         (b"editor no\nsecure-boot-enroll evil\n", ["secure-boot-enroll evil"]),
-        (b"editor no\n\xff\xfe\x1b[2J\n", ["\ufffd\ufffd\\x1b[2J "]),
+        (b"editor no\n\xff\xfe\x1b[2J\n", [ODD]),
         (b"x" * 70_000, ["70000 bytes"]),
+        # What ends a line for us has to end it for the boot loader: it would see a comment, or nothing behind a NUL.
+        *((b"timeout 0\n#" + end + b"editor no\n", [ODD]) for end in (b"\f", b"\v", b"\x1c", b"\xc2\x85", b"\xe2\x80\xa8")),
+        (b"timeout 0\n\0\neditor no\n", [ODD]),
+        (b"timeout 0\r\n\teditor\tno\r\n", []),
         (None, ["missing: the loader's editor is on by default"]),
     ],
 )
@@ -197,6 +204,7 @@ ROOT = MOUNTS.splitlines()[0]
         (("- overlay freehold", "- ext4 /dev/vda2"), "root", "/"),
         ((ROOT + "\n", ""), "root", "/"),
         (("/usr/etc,upper", "/tmp/etc,upper"), "etc-layers", "/etc"),
+        (("/newroot/usr/etc,upper", "/var/evil/usr/etc,upper"), "etc-layers", "/etc"),
         (("/newroot/usr/etc", "/tmp/x:/newroot/usr/etc"), "etc-layers", "/etc"),
     ],
 )
@@ -206,13 +214,33 @@ def test_a_root_or_etc_that_is_not_the_sealed_one(change: tuple[str, str], check
 
 
 @pytest.mark.parametrize(
-    "point", ["/usr", "/usr/bin", "/usr/lib/x\\040y", "/etc/ssh", "/sysroot/owner", "/sysroot/repo/objects", "/sysroot/images"]
-)
+    "point",
+    ["/usr", "/usr/bin", "/usr/lib/x\\040y", "/etc/ssh", "/sysroot/owner", "/sysroot/repo/objects", "/sysroot/images",
+     "/proc/cmdline", "/proc/sys", "/sys/kernel/security/lockdown", "/efi/EFI/Linux"],
+)  # fmt: skip
 def test_a_mount_over_the_sealed_tree(point: str) -> None:
     evil = f"99 30 0:60 / {point} rw shared:5 master:2 - tmpfs evil\\040one rw\n"
     found = [one for one in judged(MOUNTS + evil) if one.severity == "deviation"]
     assert [(one.check, one.object) for one in found] == [("mount-over", point.replace("\\040", " "))]
     assert found[0].found == "tmpfs from evil one"
+
+
+@pytest.mark.parametrize("point", ["/sysroot", "/proc", "/sys", "/efi"])
+def test_a_second_mount_where_one_belongs(point: str) -> None:
+    """Whoever asks there would be shown another disk, or another kernel's answers."""
+    below = next(one.id for one in verify_machine.parse_mountinfo(MOUNTS) if one.point == point)
+    evil = f"99 {below} 0:60 / {point} rw - tmpfs evil rw\n"
+    assert checks(judged(evil + MOUNTS)) == [("mount-over", point)]
+
+
+def test_what_systemd_mounts_in_places_of_the_kernel_is_fine() -> None:
+    kinds = {
+        "/proc/sys/fs/binfmt_misc": "autofs", "/sys/kernel/security": "securityfs", "/sys/fs/cgroup": "cgroup2",
+        "/sys/firmware/efi/efivars": "efivarfs", "/sys/fs/bpf": "bpf", "/sys/kernel/tracing": "tracefs",
+    }  # fmt: skip
+    mine = "".join(f"{90 + at} 35 0:6{at} / {point} rw - {kinds[point]} x rw\n" for at, point in enumerate(kinds))
+    partition = "98 38 254:1 / /efi rw,nosuid,nodev - vfat /dev/vda1 rw\n"
+    assert judged(MOUNTS + mine + partition) == []
 
 
 def test_a_mount_over_the_root() -> None:

@@ -119,13 +119,19 @@ def _holder(entry: efi.Signature, names: Mapping[str, str]) -> tuple[bool, str]:
     return False, f"an entry of type {entry.type}"
 
 
-def authorities(verdict: Verdict, events: Sequence[Event]) -> None:
-    """By which entries of db were programs accepted?"""
+def authorities(verdict: Verdict, events: Sequence[Event], keychain: Keychain | None) -> bool:
+    """By which entries of db were programs accepted? True when all of them are certificates of the keychain.
+
+    Which program an entry accepted is not measured: one that a stranger signed may start any kernel, and that may measure
+    whatever a good boot measures.
+    """
     try:
         found = variables(events)
         allowed = {(one.owner.bytes_le + one.data) for one in efi.parse_lists(found["db"])}
     except (ValueError, UnicodeDecodeError):
-        return  # said already
+        return False  # said already
+    ours = {one.der for one in (keychain or Keychain()).certificates}
+    used: list[bytes | None] = []
     for event in events:
         if event.pcr != SECURE_BOOT_PCR or event.kind != eventlog.VARIABLE_AUTHORITY:
             continue
@@ -133,12 +139,16 @@ def authorities(verdict: Verdict, events: Sequence[Event]) -> None:
             variable = eventlog.parse_variable(event.data) if event.proven else None
         except (ValueError, UnicodeDecodeError):
             variable = None
+        used.append(None)
         if variable is None:
             verdict.refused("authority", "something was accepted by an authority that the log does not show")
         elif variable.name == "db" and variable.guid == efi.IMAGE_SECURITY_DATABASE and variable.data in allowed:
-            verdict.ok("authority", f"db's certificate {hashlib.sha256(variable.data[16:]).hexdigest()[:16]} was used")
+            used[-1] = certificate = variable.data[16:]
+            stranger = "" if certificate in ours else ", which is not of your keychain"
+            verdict.ok("authority", f"db's certificate {hashlib.sha256(certificate).hexdigest()[:16]} was used{stranger}")
         else:
             verdict.unknown("authority", f"{_clean(variable.name)} was an authority, which is not db", decides=True)
+    return bool(used) and all(one in ours for one in used)
 
 
 def started(events: Sequence[Event]) -> list[bytes]:
@@ -156,7 +166,7 @@ def _is_end(event: Event) -> bool:
 def programs(
     verdict: Verdict, events: Sequence[Event], identity: Identity | None, program: pe.Program | None, *, vouched: bool
 ) -> None:
-    """Does somebody answer for each program that was started?"""
+    """Does somebody answer for each program that was started? ``vouched``: Secure Boot did, by keys of the keychain only."""
     known = dict.fromkeys(identity.programs if identity else (), "as when the identity was taken")
     if program is not None:
         known.update(_programs_of(program))
@@ -172,7 +182,7 @@ def programs(
         elif vouched:
             verdict.ok("programs", f"{label}: not known by itself, accepted by Secure Boot")
         else:
-            verdict.refused("programs", f"{label}: nobody answers for it")
+            verdict.refused("programs", f"{label}: nobody answers for it; --release does for a newer release")
     if program is not None and program.authenticode() not in found:
         verdict.refused("programs", "the release's boot image is not among them")
 

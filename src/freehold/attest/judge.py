@@ -76,7 +76,7 @@ def _judged(
     program = release.program if release else None
     boot.firmware(verdict, attestation.pcrs, identity)
     vouched = boot.secure_boot(verdict, events, identity, keychain)
-    boot.authorities(verdict, events)
+    vouched = boot.authorities(verdict, events, keychain) and vouched
     boot.programs(verdict, events, identity, program, vouched=vouched)
     sections = boot.boot_image(verdict, events, program)
     boot.beside(verdict, attestation.pcrs)

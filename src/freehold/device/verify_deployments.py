@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from freehold.device import loader, verify_esp
 from freehold.device.sysroot import ID, Sysroot
@@ -108,7 +108,7 @@ def open_esp(sysroot: Sysroot) -> Boot:
 
 def _files(top: Path) -> Iterator[str]:
     count = 0
-    for directory, names, files in os.walk(top):
+    for directory, names, files in os.walk(top, onerror=_fail):
         relative = os.path.relpath(directory, top)
         if relative.count("/") + 1 >= verify_esp.MAX_DEPTH:
             names.clear()
@@ -117,6 +117,11 @@ def _files(top: Path) -> Iterator[str]:
             if count > verify_esp.MAX_FILES:
                 return
             yield name if relative == "." else f"{relative}/{name}"
+
+
+def _fail(error: OSError) -> NoReturn:
+    """What cannot be listed may hold anything."""
+    raise error
 
 
 def _loader(path: Path) -> bytes:

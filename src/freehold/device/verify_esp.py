@@ -40,6 +40,8 @@ _DANGEROUS = (
 _PROGRAM = re.compile(r".*\.(?:efi|nsh)")
 _REMOVE = "nobody but Freehold should write here; look at it, then remove it"
 
+#: What ends a line, or the file, for one reader and not for the other: the loader knows NUL, line feed and carriage return.
+_ODD = re.compile(rb"[^\t\n\r -~]")
 #: loader.conf: key and the values that we believe, the usual one first; ``None``: any.
 _CONF: dict[str, tuple[str, ...] | None] = {
     "timeout": None,
@@ -103,9 +105,12 @@ def judge_loader_conf(content: bytes | None) -> list[Finding]:
                 _RESTORE,
             )
         ]
+    if _ODD.search(content):
+        said = "characters that no setting has"
+        return [deviation("loader-conf", BOOT, LOADER_CONF, "one setting in each line", said, _RESTORE)]
     found: list[Finding] = []
     seen: set[str] = set()
-    for line in content.decode("utf-8", "replace").splitlines():
+    for line in content.decode("ascii").splitlines():
         words = line.split(None, 1)
         if not words or words[0].startswith("#"):
             continue

@@ -89,12 +89,41 @@ def judge_root(mounts: Sequence[Mount]) -> list[Finding]:
     if "ro" not in sealed.options or "ro" not in sealed.super:
         found.append(deviation("root-writable", MACHINE, "/", "read-only", "read-write", REBOOT))
     found += [_over(one) for one in at_root[1:]]
-    protected = ("/usr", "/sysroot/repo", "/sysroot/images", "/sysroot/deployments", "/sysroot/owner")
-    for one in mounts:
-        if any(one.point == top or one.point.startswith(f"{top}/") for top in protected) or one.point.startswith(
-            "/etc/"
-        ):
-            found.append(_over(one))
+    return found + [_over(one) for one in mounts if _covers(one)] + _stacked(mounts)
+
+
+#: Nothing is mounted at these places or below; below the others, what they say belongs there.
+_SEALED = ("/usr", "/sysroot/repo", "/sysroot/images", "/sysroot/deployments", "/sysroot/owner")
+_WHOLE = ("/etc", "/efi")
+#: File systems of the kernel's own below /sys: whoever mounts them sees the kernel's answers and no others.
+_KERNEL_KINDS = frozenset({
+    "securityfs", "cgroup2", "pstore", "efivarfs", "bpf", "debugfs", "tracefs", "configfs", "fusectl", "autofs", "resctrl",
+})  # fmt: skip
+_BELOW_PROC = ("/proc/sys/fs/binfmt_misc", "/proc/fs/nfsd")
+#: Kinds of the mounts at a place, the lowest first. Whoever asks there would be shown another disk, or other answers.
+_STACKS = {
+    "/sysroot": (("ext4",),), "/proc": (("proc",),), "/sys": (("sysfs",),), "/efi": (("autofs",), ("vfat",), ("autofs", "vfat")),
+}  # fmt: skip
+
+
+def _covers(one: Mount) -> bool:
+    """Whether the mount hides something that is signed, or that is asked here."""
+    if any(one.point == top or one.point.startswith(f"{top}/") for top in _SEALED):
+        return True
+    if any(one.point.startswith(f"{top}/") for top in _WHOLE):
+        return True
+    if one.point.startswith("/proc/"):
+        return one.point not in _BELOW_PROC
+    return one.point.startswith("/sys/") and one.kind not in _KERNEL_KINDS
+
+
+def _stacked(mounts: Sequence[Mount]) -> list[Finding]:
+    """Findings about places where something is mounted, and nothing else may be."""
+    found = []
+    for point, allowed in _STACKS.items():
+        here = stack(mounts, point)
+        if here and tuple(one.kind for one in here) not in allowed:
+            found.append(_over(here[-1]))
     return found
 
 
@@ -107,6 +136,11 @@ def _over(one: Mount) -> Finding:
         f"{one.kind} from {one.source}",
         f"`umount {one.point}`, or reboot",
     )
+
+
+#: Where the early step, or `freehold lock` on a running machine, finds the sealed /etc and the owner's image.
+_FACTORY = ("/newroot/usr/etc", "/usr/etc")
+_CONFIG = ("/config", "/run/freehold/config")
 
 
 def judge_etc(mounts: Sequence[Mount], *, locked: bool, config: bool) -> list[Finding]:
@@ -128,7 +162,7 @@ def judge_etc(mounts: Sequence[Mount], *, locked: bool, config: bool) -> list[Fi
         return found
     layers = (top.option("lowerdir") or "").split(":")
     wanted = "the owner's image over the sealed /usr/etc" if config else "the sealed /usr/etc alone"
-    if not layers[-1].endswith("/usr/etc") or len(layers) != (2 if config else 1):
+    if layers[-1] not in _FACTORY or layers[:-1] not in ([[one] for one in _CONFIG] if config else [[]]):
         found.append(deviation("etc-layers", MACHINE, "/etc", wanted, ":".join(layers), REBOOT))
     if locked and not _in_memory(top):
         found.append(

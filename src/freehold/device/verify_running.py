@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from uuid import UUID
 
@@ -182,24 +183,32 @@ def _owner(sysroot: Sysroot, standing: intent.Standing, probe: Probe) -> list[Fi
     config = standing.intent.config if standing.intent is not None else None
     if config is not None:
         found += _config(owner / "config" / config, config, probe)
+    return found + _links(sysroot.root, owner)
+
+
+def _links(root: Path, owner: Path) -> list[Finding]:
+    """Files of the owner's directory that have names elsewhere: by those they could be changed."""
+    names: dict[tuple[int, int], list[str]] = {}
+    counts: dict[tuple[int, int], int] = {}
     for directory, _, files in os.walk(owner):
         for name in files:
             path = Path(directory, name)
-            status = path.lstat()
-            # overlayfs links inside its own work directory.
-            if status.st_nlink > 1 and not path.is_symlink() and path.parent.name != "work":
-                shown = str(path.relative_to(sysroot.root))
-                found.append(
-                    deviation(
-                        "owner-link",
-                        MACHINE,
-                        shown,
-                        "one name",
-                        f"{status.st_nlink} names: it can be changed by another",
-                        "remove the other hard link",
-                    )
-                )
-    return found
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue  # an open machine writes meanwhile
+            if status.st_nlink > 1 and not stat.S_ISLNK(status.st_mode):
+                key = (status.st_dev, status.st_ino)
+                names.setdefault(key, []).append(str(path.relative_to(root)))
+                counts[key] = status.st_nlink
+    hint = "remove the other hard link"
+    return [
+        deviation(
+            "owner-link", MACHINE, one, "no name elsewhere",
+            f"{counts[key]} names, {len(here)} of them here: it can be changed by another", hint,
+        )
+        for key, here in names.items() if len(here) < counts[key] for one in here
+    ]  # fmt: skip
 
 
 def _config(path: Path, digest: str, probe: Probe) -> list[Finding]:
