@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from freehold.device import efivars
 from freehold.device.efivars import Append
-from freehold.errors import InputError
 from freehold.monitor import Monitor, step
 from freehold.report import Report
 
@@ -69,13 +68,10 @@ def apply_arguments(parser: argparse.ArgumentParser) -> None:
 def apply(options: argparse.Namespace, monitor: Monitor) -> Report:
     """Have the firmware refuse what the owner revoked."""
     from freehold.device.sysroot import Sysroot
+    from freehold.files import read_given
     from freehold.keys.dbx import MAX_UPDATE_BYTES
 
-    try:
-        with options.file.open("rb") as source:
-            data = source.read(MAX_UPDATE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{options.file}: {error.strerror}") from None
+    data = read_given(options.file, MAX_UPDATE_BYTES)
     with step(monitor, "asking the firmware"):
         return carry_out(Sysroot(), data, dry_run=options.dry_run, force=options.force)
 
