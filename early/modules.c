@@ -102,7 +102,7 @@ int modules_load_always(void)
 
 static int visit(const char *path, const struct stat *status, int kind, struct FTW *where)
 {
-	char alias[1024];
+	char alias[4096]; /* a page: what sysfs gives at most; a processor names each of its features */
 
 	(void)status;
 	if (kind != FTW_F || strcmp(path + where->base, "modalias") != 0)

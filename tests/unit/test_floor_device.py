@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -30,6 +32,7 @@ __all__ = ["program"]
 
 MACHINE = "0123456789abcdef" * 2
 HEALTHY = Path(__file__).parents[2] / "data/usr/lib/freehold/healthy"
+SKIPPED = HEALTHY.with_name("skipped")
 MONITOR = NullMonitor()
 
 
@@ -338,6 +341,54 @@ def test_the_mark_of_a_healthy_boot(tmp_path: Path) -> None:
     assert (tmp_path / "healthy").stat().st_mtime_ns == before, "each boot would write to the disk"
     assert note(f"freehold.image={'b' * 64}") == (0, "b" * 64 + "\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cmdline", "healthy"]
+
+
+def test_what_the_boot_loader_skipped_is_told(tmp_path: Path) -> None:
+    entries, listed, record, log = (
+        tmp_path / "Linux",
+        tmp_path / "LoaderEntries",
+        tmp_path / "refused",
+        tmp_path / "log",
+    )
+    begin = tmp_path / "boot.json"
+    entries.mkdir()
+    for name in (
+        "freehold-1.0-aa.efi",
+        "freehold-2.0-BB+2-1.efi",
+        "freehold-3.0-cc+3.efi",
+        "freehold-rescue-2.0-bb.efi",
+        "other.efi",
+    ):
+        (entries / name).write_text("MZ")
+    (entries / "freehold-4.0-dd.efi").touch()
+    begin.touch()
+
+    def tell() -> tuple[str, str]:
+        for path in (record, log):
+            path.write_text("")
+        done = run([str(SKIPPED), *map(str, (entries, listed, record, begin, log))], check=False)
+        assert done.status == 0, done.stderr
+        return record.read_text(), log.read_text()
+
+    assert tell() == ("", ""), "without the loader's list nobody can tell"
+    known = [
+        "freehold-1.0-aa.efi",
+        "freehold-2.0-bb.efi",
+        "freehold-rescue-2.0-bb.efi",
+        "auto-reboot-to-firmware-setup",
+    ]
+    listed.write_bytes(bytes([6, 0, 0, 0]) + "".join(f"{name}\0" for name in known).encode("utf-16-le"))
+    told, line = tell()
+    assert told == "freehold-3.0-cc+3.efi\tthe boot loader cannot read it as a program\n"
+    assert line == "<4>freehold: freehold-3.0-cc+3.efi did not boot: the boot loader cannot read it as a program\n"
+    os.utime(entries / "freehold-3.0-cc+3.efi", (time.time() + 60, time.time() + 60))
+    assert tell() == ("", ""), "it was staged since, and the loader has not seen it"
+    for number in range(20):
+        (entries / f"freehold-9.{number}-ee.efi").write_text("MZ")
+    os.utime(begin, (time.time() + 30, time.time() + 30))
+    assert len(tell()[0].splitlines()) == 8, "who has the boot partition may leave any number"
+    (entries / "freehold-3.0-\x1b[2J.efi").write_text("MZ")
+    assert "\x1b" not in "".join(tell())
 
 
 def test_facts_are_complete() -> None:

@@ -12,7 +12,12 @@ import pytest
 from freehold import run
 
 ROOT = Path(__file__).parents[2]
-SHELL = [".ci/run", ".ci/prepare", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("*.sh")))]
+SCRIPTS = (path for path in (ROOT / "data").rglob("*") if path.is_file() and path.read_bytes().startswith(b"#!/bin/sh"))
+SHELL = [
+    ".ci/run",
+    ".ci/prepare",
+    *(str(path.relative_to(ROOT)) for path in sorted([*(ROOT / "tests").rglob("*.sh"), *SCRIPTS])),
+]
 TREES = [name for name in ("src", "tests", "demo", "bench", "attack") if any((ROOT / name).rglob("*.py"))]
 
 
@@ -44,6 +49,10 @@ def test_scripts_stop_at_the_first_failure(script: str) -> None:
 
 
 def test_ci_runs_what_people_run() -> None:
-    lines = [line for line in (ROOT / ".ci/run").read_text().splitlines() if line and not line.startswith(("#", "set ", "cd "))]
+    lines = [
+        line
+        for line in (ROOT / ".ci/run").read_text().splitlines()
+        if line and not line.startswith(("#", "set ", "cd "))
+    ]
     assert lines == ["exec make test"]
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
