@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from lab_child import in_a_child
 from lab_dbx import ADDON, TIME, Board, signed, signer, unsigned
-from lab_release import Lab
+from lab_release import Lab, manifest
 
 from freehold.cli import main
 from freehold.device import dbx as work
-from freehold.device import dbx_verbs, efivars
+from freehold.device import dbx_verbs, efivars, stage
 from freehold.device.sysroot import Sysroot, history
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.keys import dbx, device, efi, pe
@@ -31,6 +31,7 @@ from freehold.rescue import media
 from freehold.rescue.console import Console
 from freehold.rescue.media import Medium
 from freehold.rescue.session import Session
+from freehold.update.manifest import Uki, sha256
 
 pytestmark = pytest.mark.build
 LOADERS = ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi")
@@ -83,7 +84,9 @@ def carry_out(lab: Lab, board: Board, data: bytes, *, force: bool = False, dry_r
 
 
 def snapshot(lab: Lab) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in lab.root.rglob("*") if path.is_file()}
+    """Every file but the lock's, which says who had it last."""
+    files = (path for path in lab.root.rglob("*") if path.is_file() and path != lab.sysroot.lock_file)
+    return {str(path): path.read_bytes() for path in files}
 
 
 def test_the_firmware_refuses_what_was_revoked(lab: Lab, board: Board, keys: Path) -> None:
@@ -138,6 +141,33 @@ def test_what_the_machine_starts_with_is_not_refused(
     assert "repair-esp" in (caught.value.hint or "")
     assert (snapshot(lab), board.writes) == (before, [])
     assert carry_out(lab, board, update(keys, "gone"), force=True).data["changed"] is True
+
+
+def test_a_release_that_the_firmware_would_refuse_is_not_staged(
+    lab: Lab, board: Board, keys: Path, programs: dict[str, Path]
+) -> None:
+    """It would be tried three times and lead back. Where Secure Boot is off, or another key signed it, it is staged."""
+
+    def stage_it(version: str, by: str) -> None:
+        data = programs[by].read_bytes()
+        rescue = Uki("rescue.efi", sha256(data), len(data))
+        made = manifest(version, 7000)[0]._replace(uki=rescue._replace(name="uki.efi"), rescue=rescue)
+        directory = lab.sysroot.deployments / made.id
+        directory.mkdir(parents=True)
+        for name in ("uki.efi", "rescue.efi"):
+            (directory / name).write_bytes(data)
+        stage.commit(lab.sysroot, made)
+
+    carry_out(lab, board, update(keys, "gone"))
+    before = lab.entries()
+    with pytest.raises(VerificationError, match=r"2\.0 would not start here: the firmware refuses it: signed under CN=gone,"):
+        stage_it("2.0", "gone")
+    assert lab.entries() == before
+    stage_it("2.1", "new")
+    assert [name for name in lab.entries() if name not in before and "-2.1-" in name]
+    board.flag("SecureBoot", on=False)
+    stage_it("2.2", "gone")
+    assert [name for name in lab.entries() if "-2.2-" in name]
 
 
 def test_issuers_digests_and_owners_count_too(lab: Lab, board: Board, keys: Path) -> None:

@@ -119,6 +119,8 @@ def test_kernel_arguments_from_end_to_end(lab: DeriveLab) -> None:
     (lab.sysroot.root / "owner/id").write_text("0" * 32)
     judged, faults = verify_deployments.deployments(lab.sysroot, verify_deployments.open_esp(lab.sysroot), keychain)
     assert [(one.where, one.check) for one in faults] == [(made.id, "manifest-signature")]
+    # Why its own key does not count helps here; that it is no release's key goes without saying.
+    assert "is for another machine" in faults[0].found
     assert {one.id: one.signer for one in judged}[made.id] == ""
 
 

@@ -8,6 +8,7 @@ written is read back.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from freehold import atomic
@@ -116,9 +117,23 @@ def _stopped(sysroot: Sysroot, new: tuple[Signature, ...], db: tuple[bytes, ...]
             continue
         entry = dbx.refusing(new, program, db)
         if entry is not None:
-            said = "it is revoked itself" if entry.data == program.digest else f"signed under {dbx.describe(entry)['subject']}"
-            (vital if needed else stops).append(f"{name} would not start: {said}")
+            (vital if needed else stops).append(f"{name} would not start: {_why(entry, program)}")
     return vital, stops
+
+
+def _why(entry: Signature, program: dbx.Program) -> str:
+    return "it is revoked itself" if entry.data == program.digest else f"signed under {dbx.describe(entry)['subject']}"
+
+
+def refusal(sysroot: Sysroot, path: Path) -> str:
+    """Why this machine's firmware will not start the program ``path``, by its dbx; empty when it will, or nobody can tell."""
+    try:
+        here = look(sysroot)
+        program = dbx.program(path.name, read_regular(path, pe.MAX_BYTES))
+    except (OSError, FreeholdError, ValueError):
+        return ""
+    entry = dbx.refusing(here.refused, program, here.db) if here.secure_boot else None
+    return "" if entry is None else f"the firmware refuses it: {_why(entry, program)}"
 
 
 def _programs(sysroot: Sysroot, booted: str) -> Iterator[tuple[str, bool]]:
@@ -132,17 +147,21 @@ def _read(sysroot: Sysroot, name: str) -> dbx.Program:
     return dbx.program(name, read_regular(sysroot.esp / name, pe.MAX_BYTES))
 
 
-def apply(sysroot: Sysroot, wanted: Plan, data: bytes, *, force: bool = False, append: efivars.Append = efivars.append) -> bool:
-    """Hand ``data``, of which ``wanted`` is the plan, to the firmware; ``False`` when it has all of it already.
+def apply(
+    sysroot: Sysroot, data: bytes, keychain: Keychain, *, force: bool = False, append: efivars.Append = efivars.append
+) -> tuple[Plan, bool]:
+    """Hand ``data`` to the firmware; with the plan, whether there was anything to do.
 
-    Raises :class:`InputError` when the machine would not come up, unless ``force``; :class:`FreeholdError` with the
-    firmware's word when it refuses, and when it does not keep what it took.
+    Planned and done under the lock on deployments: none can be staged in between that would not start any more.
+    Raises as :func:`plan`, :class:`InputError` when the machine would not come up, unless ``force``;
+    :class:`FreeholdError` with the firmware's word when it refuses, and when it does not keep what it took.
     """
-    if not wanted.new:
-        return False
-    if wanted.vital and not force:
-        raise InputError("this update would keep the machine from starting as it does", faults=wanted.vital, hint=_BOOT_HINT)
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
+        wanted = plan(sysroot, data, keychain)
+        if not wanted.new:
+            return wanted, False
+        if wanted.vital and not force:
+            raise InputError("this update would keep the machine from starting as it does", faults=wanted.vital, hint=_BOOT_HINT)
         append(sysroot, REFUSED, IMAGE_SECURITY_DATABASE, dbx.ATTRIBUTES, data)
         lost = dbx.missing(wanted.new, look(sysroot).refused)
     if lost:
@@ -151,4 +170,4 @@ def apply(sysroot: Sysroot, wanted: Plan, data: bytes, *, force: bool = False, a
             hint="its setup may be able to take the file; look for an update of the firmware",
         )
     record(sysroot, "dbx", entries=[str(dbx.describe(one)["sha256"]) for one in wanted.new])
-    return True
+    return wanted, True

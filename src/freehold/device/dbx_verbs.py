@@ -87,8 +87,11 @@ def carry_out(
     from freehold.keys import dbx
     from freehold.keys.verify import Keychain
 
-    wanted = work.plan(sysroot, data, Keychain.from_directory(sysroot.keychain))
-    changed = not dry_run and work.apply(sysroot, wanted, data, force=force, append=append)
+    keychain = Keychain.from_directory(sysroot.keychain)
+    if dry_run:
+        wanted, changed = work.plan(sysroot, data, keychain), False
+    else:
+        wanted, changed = work.apply(sysroot, data, keychain, force=force, append=append)
     lost = bool(wanted.new) and _device_key_goes(sysroot)
     report: dict[str, object] = {
         "schema": "freehold-dbx-apply-1", "changed": changed, "entries": [dbx.describe(one) for one in wanted.new],

@@ -157,9 +157,17 @@ def download(sysroot: Sysroot, offer: fetch.Offer, config: UpdateConfig, monitor
 
 
 def commit(sysroot: Sysroot, manifest: Manifest) -> loader.Entry:
-    """Steps 6 and 7: make the downloaded deployment of ``manifest`` the next to boot."""
+    """Steps 6 and 7: make the downloaded deployment of ``manifest`` the next to boot.
+
+    Raises :class:`VerificationError` when the firmware revoked its signer: three tries of it would only lead back.
+    """
+    from freehold.device import dbx
+
     entry = loader.Entry(manifest.version, manifest.id, loader.TRIES)
     directory = sysroot.deployments / manifest.id
+    reason = dbx.refusal(sysroot, directory / "uki.efi")
+    if reason:
+        raise _refused(f"{manifest.version} would not start here: {reason}", "`freehold dbx show` lists what is revoked")
     rescue = loader.Rescue(manifest.version, manifest.id)
     _place(sysroot, directory / rescue_entry.FILE, manifest.rescue, rescue.name)
     _place(sysroot, directory / "uki.efi", manifest.uki, entry.name)

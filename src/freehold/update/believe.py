@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from freehold.errors import VerificationError
+from freehold.errors import InputError, VerificationError
 from freehold.keys.verify import Keychain, Role, verify_document
 from freehold.update.manifest import Manifest, parse_manifest
 
@@ -47,6 +47,14 @@ def manifest(data: bytes, signature: bytes, keychain: Keychain, machine: str | N
             raise VerificationError(f"{where}: a key of role {role} signed a release, which only a release key may")
         return Believed(found, verdict.key)
     raise VerificationError(
-        f"{where} is not genuine: {reasons[0]}",
+        f"{where} is not genuine: {reasons[1] if _says_derived(data) else reasons[0]}",
         hint="somebody with root rights changed it; `freehold verify` looks for more",
     )
+
+
+def _says_derived(data: bytes) -> bool:
+    """Whether a manifest that nobody vouches for calls itself derived: which reason helps, nothing else."""
+    try:
+        return parse_manifest(data).derived is not None
+    except InputError:
+        return False
