@@ -191,12 +191,17 @@ def publish(stage: Stage) -> str:
         "publish", "server-2", "--to", stage.path("www"), "--store", stage.store, "--key", f"file:{stage.keys / 'release.key'}"
     )
     changes = json.loads(stage.freehold("diff", "server-1", "server-2", "--store", stage.store, "--json").stdout)
-    serve = run.start(
+    serve(stage)
+    return f"{said}; {counted(len(changes['packages']), 'package')} changed; served over HTTP"
+
+
+def serve(stage: Stage) -> None:
+    """Carry what is published over HTTP."""
+    server = run.start(
         [sys.executable, "-m", "freehold", "serve", stage.path("www"), "--port", str(stage.port)],
         log=stage.path("serve.log"), env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
-    stage.server = serve.pid
-    return f"{said}; {counted(len(changes['packages']), 'package')} changed; served over HTTP"
+    stage.server = server.pid
 
 
 def lock(stage: Stage) -> str:

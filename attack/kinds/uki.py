@@ -17,8 +17,8 @@ FLOOR_STANDS = Probe("the floor is where it was", "cat /run/freehold/boot.json",
 RELEASE = re.compile(rb"freehold\.release=(\d+)")
 
 
-#: What firmware says of a program that is none.
-BROKEN = rf"{DENIED}|Load Error|Unsupported|Error loading|Invalid Parameter"
+#: What firmware says of a program that is none, and what the system that came up says of one that was skipped.
+BROKEN = rf"{DENIED}|Load Error|Unsupported|Error loading|Invalid Parameter|cannot read it as a program"
 
 
 def _flip_middle(target: Target, section: str) -> None:

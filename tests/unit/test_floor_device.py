@@ -378,6 +378,10 @@ def test_what_the_boot_loader_skipped_is_told(tmp_path: Path) -> None:
         "auto-reboot-to-firmware-setup",
     ]
     listed.write_bytes(bytes([6, 0, 0, 0]) + "".join(f"{name}\0" for name in known).encode("utf-16-le"))
+    boots = listed.read_bytes()
+    listed.write_bytes(boots[:4])
+    assert tell() == ("", ""), "an empty list is none"
+    listed.write_bytes(boots)
     told, line = tell()
     assert told == "freehold-3.0-cc+3.efi\tthe boot loader cannot read it as a program\n"
     assert line == "<4>freehold: freehold-3.0-cc+3.efi did not boot: the boot loader cannot read it as a program\n"

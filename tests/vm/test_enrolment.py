@@ -15,10 +15,12 @@ from demo.story import root_runs
 from tests.vm.reference import Reference
 
 from freehold.device.status import WITHOUT_FIRMWARE, WITHOUT_SECURE_BOOT
-from freehold.keys import efi
+from freehold.keys import efi, pe
+from freehold.vm.control import attach
 
 pytestmark = [pytest.mark.vm, pytest.mark.build]
 
+DENIED = r"Access [Dd]enied|Security [Vv]iolation"
 EFIVARS = "/sys/firmware/efi/efivars"
 
 
@@ -97,22 +99,42 @@ def test_the_owner_locks_it(reference: Reference, enrolled: dict[str, object]) -
 
 
 def test_the_firmware_takes_what_the_owner_revokes(reference: Reference, enrolled: dict[str, object]) -> None:
-    """Under the lock as well: the owner's signature is what counts. The machine's own keys stay, so it starts again."""
+    """Under the lock as well: the owner's signature is what counts. The machine's own keys stay, so it starts again; of two
+    kernel images that one key signed, the one that is listed does not start, although the boot loader prefers it.
+    """
     stage = reference.stage
+    running = status_of(stage)["booted"]
+    newer = json.loads((stage.store / "releases/server-2/manifest.json").read_text())
+    listed = stage.store / "releases/server-2/uki.efi"
+    digest = pe.parse(listed.read_bytes()).authenticode()
+    entry = f"EFI/Linux/freehold-2-{newer['image_digest'][:16]}+1.efi"
+    stage.copy(listed, f"/efi/{entry}")
+    # And one that is no program: the boot loader skips it without a word, the machine that comes up says so.
+    stage.shell(f"printf MZ > /efi/EFI/Linux/freehold-3-{'0' * 16}.efi")
     update, mine = stage.path("dbx.auth"), stage.path("revoking")
     for path in (update, *(mine.iterdir() if mine.exists() else ())):
         path.unlink(missing_ok=True)
     stage.freehold("key", "new", "gone", "--role", "release", "--no-passphrase", "--out", mine)
     stage.freehold("key", "revoke", mine / "gone.crt", "--reason", "test", "--keys", mine)
     owner = ("--key", f"file:{stage.keys / 'owner.key'}", "--keys", mine)
-    stage.freehold("key", "dbx", mine / "gone.crt", "--sha256", "ab" * 32, *owner, "-o", update)
+    stage.freehold("key", "dbx", mine / "gone.crt", "--sha256", digest.hex(), *owner, "-o", update)
     stage.copy(update, "/run/dbx.auth")
     for changed in (True, False):
         done = json.loads(stage.guest("freehold", "dbx", "apply", "/run/dbx.auth", "--json").stdout)
-        assert (done["changed"], done["vital"], done["stops"]) == (changed, [], [])
+        assert (done["changed"], done["vital"]) == (changed, [])
+        assert not changed or f"{entry} would not start: it is revoked itself" in done["stops"]
         entries = efi.parse_lists(variable(stage, "dbx"))
-        assert [one.data for one in entries] == [(mine / "gone.der").read_bytes(), b"\xab" * 32]
+        assert [one.data for one in entries] == [(mine / "gone.der").read_bytes(), digest]
+    before = len(attach(stage.name).serial())
     stage.reboot()
+    # The firmware's own words, for the image that it was asked for.
+    assert re.search(DENIED, attach(stage.name).serial()[before:].decode(errors="replace")), "the firmware started what is listed"
+    assert status_of(stage)["booted"] == running
+    stage.guest("systemctl", "is-system-running", "--wait", check=False)
+    messages = status_of(stage)["messages"]
+    assert isinstance(messages, list)
+    skipped = [one for one in messages if "the boot loader cannot read it" in one]
+    assert [one.split()[0] for one in skipped] == [f"freehold-3-{'0' * 16}.efi"]
     lock = lock_of(stage)
     assert (lock["state"], lock["secure_boot"], lock["keychain_source"]) == ("locked", True, "firmware")
     assert not root_runs(stage)
