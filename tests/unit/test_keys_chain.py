@@ -353,6 +353,9 @@ def test_a_builders_keychain(keys: Path, tmp_path: Path, recipe: Recipe) -> None
     made = with_keychain(recipe, directory, signer(keys, "first"))
     assert [one.filename for one in made.keychain] == ["owner-owner.der", "release-pinned.der", "vendor-vendor.der"]
     assert [name for name, _ in made.keychain_files()] == [one.filename for one in made.keychain]
+    for path, suffix in ((tmp_path / "vendor", ".der"), (tmp_path / "owner", ".crt")):
+        path.with_suffix(suffix).unlink()
+    assert with_keychain(recipe, directory, signer(keys, "first")) == made, "either form of a certificate is enough"
     # Equal but for the signing key: rotation changes nothing on machines.
     assert with_keychain(recipe, directory, signer(keys, "second")) == made
     assert with_keychain(recipe, directory, signer(keys, "pinned")) == made

@@ -16,7 +16,6 @@ from freehold.keys.issue import create, read_revoked
 from freehold.keys.verbs import default_directory
 from freehold.keys.verify import (
     KEYCHAIN_ROLES,
-    MAX_CERTIFICATE_BYTES,
     Keychain,
     Role,
     issued_by,
@@ -24,7 +23,7 @@ from freehold.keys.verify import (
     role_of,
     verify_document,
 )
-from freehold.keys.x509 import Signer, load_signer
+from freehold.keys.x509 import Signer, der_of, load_certificate, load_signer
 from freehold.monitor import Monitor
 
 RELEASE_KEY = "release"
@@ -84,18 +83,15 @@ class KeyDirectory:
 
         Those are vendors, owners, and release keys that vouch for themselves: an issued one comes with its signature.
         """
-        from cryptography import x509
-
         found = []
-        for path in sorted(self.path.glob("*.der")):
-            with path.open("rb") as source:
-                der = source.read(MAX_CERTIFICATE_BYTES + 1)
-            try:
-                certificate, role = x509.load_der_x509_certificate(der), role_of(der)
-            except ValueError:
-                raise InputError(f"{path} is not an X.509 certificate", hint="remove it, or give another --keys") from None
+        # One of a pair is enough: who copies certificates for a builder may take either.
+        paths = {path.stem: path for pattern in ("*.crt", "*.der") for path in self.path.glob(pattern)}
+        for name, path in sorted(paths.items()):
+            certificate = load_certificate(path)
+            der = der_of(certificate)
+            role = role_of(der)
             if role in KEYCHAIN_ROLES and (role != "release" or issued_by(certificate, certificate)):
-                found.append(Certificate(role, path.stem, der))
+                found.append(Certificate(role, name, der))
         return tuple(found)
 
     def revoked(self) -> tuple[Revocation, ...]:
