@@ -160,7 +160,7 @@ def machine_state_garbage(target: Target) -> None:
 
 
 ASK_ROOT_SHELL = Probe(
-    "root's shell reads no start-up file", "bash -ic true 2>/dev/null; ls -A /root", r"^\s*$"
+    "root's shell reads no start-up file", "bash -ic true 2>/dev/null; find /root/ -type f", r"^\s*$"
 )
 
 ROWS = (

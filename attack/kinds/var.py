@@ -99,7 +99,7 @@ def set_uid(target: Target) -> None:
 
 
 SHELL_IS_BARE = Probe(
-    "root's shell reads no start-up file", "bash -ic true 2>/dev/null; bash -lc true; ls -A /root", r"^\s*$"
+    "root's shell reads no start-up file", "bash -ic true 2>/dev/null; bash -lc true; find /root/ -type f", r"^\s*$"
 )
 
 ROWS = (

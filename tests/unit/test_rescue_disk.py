@@ -344,6 +344,26 @@ def test_damaged_objects_are_renewed(broken: Lab, stick: Source) -> None:
     assert install.renew_damaged(broken.sysroot, stick, commit) == 0
 
 
+def test_an_empty_object_has_no_fs_verity_on_the_stick(broken: Lab, stick: Source) -> None:
+    """The builder sets none where there is nothing to hash; the machine's own files have it."""
+    install.install(broken.sysroot, stick, MONITOR)
+    commit = stick.deployment.manifest.commit
+    checksum = next(iter(content.objects(broken.sysroot, commit)))
+    mine, theirs = (content.object_path(sysroot.repo, checksum) for sysroot in (stick.sysroot, broken.sysroot))
+    for path, mode in ((mine, 0o644), (theirs, 0o444)):
+        path.unlink()
+        path.touch(mode=mode)
+    assert install.renew_damaged(broken.sysroot, stick, commit) == 0
+    theirs.unlink()
+    theirs.write_bytes(b"not empty")
+    theirs.chmod(0o444)
+    assert install.renew_damaged(broken.sysroot, stick, commit) == 1
+    assert theirs.read_bytes() == b""
+    mine.write_bytes(b"not empty")
+    with pytest.raises(VerificationError, match="on the stick has no fs-verity"):
+        install.renew_damaged(broken.sysroot, stick, commit)
+
+
 def test_a_damaged_image_is_renewed(broken: Lab, stick: Source) -> None:
     """Its name, and what the kernel measures of it, say nothing of its blocks: it is read to its end."""
     install.install(broken.sysroot, stick, MONITOR)

@@ -181,9 +181,16 @@ class Guest:
 
     def shutdown(self, mode: str) -> None:
         """Ask the guest to ``powerdown``, ``reboot`` or ``halt``; it does so after this returns."""
-        with self._agent.session() as session, contextlib.suppress(AgentGoneError):
-            # No answer means that it goes down; a refusal comes at once.
-            session.call("guest-shutdown", {"mode": mode}, timeout=1.0)
+        try:
+            with self._agent.session() as session:
+                # No answer means that it goes down; a refusal comes at once.
+                session.call("guest-shutdown", {"mode": mode}, timeout=1.0)
+        except AgentGoneError:
+            return
+        except AgentError:
+            # The agent takes shutdown(8), which needs the message bus; systemctl does without, as in a rescue system.
+            with contextlib.suppress(AgentGoneError):
+                self.exec(["systemctl", "poweroff" if mode == "powerdown" else mode], timeout=60)
 
     def _replace(self, path: str, chunks: Iterator[bytes], mode: int) -> None:
         staged = f"{path}.freehold-{secrets.token_hex(4)}"
