@@ -20,6 +20,7 @@ import pytest
 from freehold.errors import InputError, NotHereError
 from freehold.vm import qmp, state
 from freehold.vm.agent import Agent, AgentError, AgentGoneError
+from freehold.vm.guest import Guest
 
 Peer = Callable[[socket.socket], None]
 
@@ -93,6 +94,26 @@ def test_closed_and_absent_agents(tmp_path: Path) -> None:
         Agent(tmp_path / "none.sock").call("guest-ping", timeout=2)
     with pytest.raises(AgentGoneError):
         Agent(tmp_path / "none/none.sock").call("guest-ping", timeout=2)
+
+
+def test_a_guest_without_a_message_bus_goes_down_as_well(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def second(connection: socket.socket) -> None:
+        answers: dict[str, object] = {"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": True, "exitcode": 0}}
+        for line in lines(connection):
+            request = json.loads(line.lstrip(b"\xff"))
+            if request["execute"] == "guest-exec":
+                asked.append(" ".join([request["arguments"]["path"], *request["arguments"]["arg"]]))
+            answer = answers.get(request["execute"], request["arguments"].get("id"))
+            mark = b"\xff" if request["execute"] == "guest-sync-delimited" else b""
+            connection.sendall(mark + json.dumps({"return": answer}).encode() + b"\n")
+
+    refusal = {"error": {"class": "GenericError", "desc": "Failed to connect to system scope bus"}}
+    with served(tmp_path / "agent.sock", agent_peer({"guest-shutdown": refusal}), second) as path:
+        Guest(Agent(path)).shutdown("powerdown")
+    assert len(asked) == 1
+    assert asked[0].endswith("systemctl poweroff")
 
 
 def test_agent_takes_turns(tmp_path: Path) -> None:
