@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from demo import story
 from demo.stage import Stage
 from demo.story import root_runs
 from tests.vm.reference import Reference
@@ -294,7 +295,7 @@ def heir(reference: Reference) -> Iterator[Stage]:
         if not (new.keys / f"{name}.key").exists():
             new.freehold("key", "new", name, "--role", name, "--no-passphrase", "--out", new.keys)
     recipe = Path(__file__).parents[2] / "demo/release-1.toml"
-    new.freehold("build", recipe, "--store", new.store, "--keys", new.keys, "--version", "1", timeout=3600)
+    story.build(new, recipe, "1")
     yield new
 
 
