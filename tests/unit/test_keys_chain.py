@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from lab_release import Lab
 
-from freehold.build.keys import KeyDirectory, with_keychain
+from freehold.build.keys import KeyDirectory, ask, with_keychain
 from freehold.build.recipe import Certificate as Member
 from freehold.build.recipe import Recipe, load
 from freehold.cli import main
@@ -371,6 +371,20 @@ def test_a_builders_keychain(keys: Path, tmp_path: Path, recipe: Recipe) -> None
     later = with_keychain(recipe, directory, signer(keys, "second"))
     assert [name for name, _ in later.keychain_files()] == ["owner-owner.der", "revoked", "vendor-vendor.der"]
     assert later.id != made.id
+
+
+def test_a_command_asks_once_for_each_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return "secret"
+
+    monkeypatch.setattr("getpass.getpass", answer)
+    ask.cache_clear()
+    assert [ask("passphrase of a: "), ask("passphrase of b: "), ask("passphrase of a: ")] == [b"secret"] * 3
+    assert asked == ["passphrase of a: ", "passphrase of b: "]
+    ask.cache_clear()
 
 
 def test_a_recipes_keychain(keys: Path, tmp_path: Path, recipe: Recipe) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import getpass
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,9 @@ class KeyDirectory:
         return read_revoked(self.path / REVOKED_NAME)
 
 
+@functools.cache
 def ask(prompt: str) -> bytes:
-    """Ask the terminal for a passphrase or a PIN."""
+    """Ask the terminal for a passphrase or a PIN: one command asks once for each key, however often it needs it."""
     return getpass.getpass(prompt).encode()
 
 
