@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -71,8 +72,13 @@ def main(argv: list[str]) -> int:
     if options.list:
         print(listing(rows))
         return 0
+    # Ended from outside, its machine is switched off as well; what was seen is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         results = _results(options, rows)
+    except KeyboardInterrupt:
+        print("attack: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     except FreeholdError as error:
         print(f"attack: {error.message}\n{error.diagnostics()}", file=sys.stderr)
         return error.exit_status
