@@ -33,7 +33,6 @@ from freehold.device import content, loader, prune, stage
 from freehold.device.sysroot import Deployment, Sysroot, record
 from freehold.errors import FreeholdError, InputError, VerificationError
 from freehold.keys.verify import Keychain
-from freehold.keys.verity import digest_bytes
 from freehold.lock import intent, memory
 from freehold.lock.intent import Intent, Standing
 from freehold.monitor import Monitor, step
@@ -161,10 +160,11 @@ def renew_damaged(target: Sysroot, source: Source, commit: str) -> int:
         theirs = content.object_path(target.repo, checksum)
         wanted = source.sysroot.verity.measure(mine)
         if wanted is None:
-            if mine.stat().st_size:
+            # The builder leaves an empty file without, the machine gives each object of its disk one. An object of the
+            # stick that lost its content looks the same: it must not replace a good one.
+            if mine.stat().st_size or theirs.stat().st_size:
                 raise VerificationError(f"{mine} on the stick has no fs-verity", hint="make the stick anew")
-            # The builder leaves an empty file without; the machine gives each object of its disk one.
-            wanted = digest_bytes(b"")
+            continue
         if _sound(target, theirs, wanted):
             continue
         temporary = theirs.with_name(f"{atomic.TEMPORARY_PREFIX}{theirs.name}")
