@@ -318,6 +318,23 @@ def test_a_boot_loader_of_another_release(lab: VerifyLab) -> None:
     assert notes == [[], ["EFI/BOOT/BOOTX64.EFI"]]
 
 
+def test_a_second_boot_partition(lab: VerifyLab) -> None:
+    """Whoever has the disk could add one, with entries that the boot loader takes and that are on no list here."""
+    dev = lab.sysroot.esp.stat().st_dev
+    kind = "E:ID_PART_ENTRY_TYPE=bc13c2ff-59e6-4262-a352-b275fd6f7172\n"
+    own = "E:ID_PART_ENTRY_DISK=254:0\nE:ID_PART_ENTRY_TYPE=c12a7328-f81f-11d2-ba4b-00a0c93ec93b\n"
+    data = lab.sysroot.system / "run/udev/data"
+    lab.put(data / f"b{os.major(dev)}:{os.minor(dev)}", own)
+    lab.put(data / "b254:9", f"E:ID_PART_ENTRY_DISK=254:0\nE:ID_PART_ENTRY_NUMBER=9\n{kind}")
+    # Of another disk the loader reads nothing.
+    lab.put(data / "b8:1", f"E:ID_PART_ENTRY_DISK=8:0\n{kind}")
+    lab.put(data / "b8:2", b"\xff" * (65 << 10))
+    assert deviations(lab) == [("boot", "second-boot-partition")]
+    assert [one["object"] for one in rows(check(lab)) if one["check"] == "second-boot-partition"] == ["partition 9"]
+    (data / "b254:9").unlink()
+    assert deviations(lab) == []
+
+
 def test_names_cannot_steer_the_terminal(lab: VerifyLab) -> None:
     lab.put(lab.sysroot.esp / "loader/entries/\x1b[2Jno deviation.conf", "evil")
     report = check(lab)

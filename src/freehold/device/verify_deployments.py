@@ -6,6 +6,7 @@ What is read here is small (manifests, headers, names); what is large becomes a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ Job = Callable[[bytearray], tuple[list[Finding], int]]
 MAX_DEPLOYMENTS = 256
 _SEALED_LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 _LOADER_LIMIT = 16 << 20
+#: Block devices that are looked at for a second boot partition, and bytes of what udev noted of one.
+MAX_PARTITIONS = 1024
+_RECORD_LIMIT = 64 << 10
 _AGAIN = "`freehold cleanup` removes it; then `freehold upgrade` brings a whole one"
 _SIGNED = "signed by a release key of the keychain, or what this machine made by its own key or its owner's"
 _FIRMWARE = "start another deployment from the boot menu, then remove this entry"
@@ -103,7 +107,25 @@ def open_esp(sysroot: Sysroot) -> Boot:
     hashes = [(name, hashlib.sha256(content).hexdigest() if content else "") for name, content in copies]
     sealed = _authenticode(_loader(sysroot.system / _SEALED_LOADER))
     found += verify_esp.judge_loaders(hashes, _authenticode(copies[0][1]), sealed)
+    found += verify_esp.judge_partitions(_partitions(sysroot), _number(sysroot.esp))
     return Boot(tuple(entries), tuple(rescues), tuple(found))
+
+
+def _partitions(sysroot: Sysroot) -> dict[str, str]:
+    """What udev noted of block devices, by their numbers: reading the table itself is refused under the lock."""
+    place = sysroot.system / "run/udev/data"
+    found = {}
+    with contextlib.suppress(OSError):
+        for path in sorted(place.glob("b*"))[:MAX_PARTITIONS]:
+            with contextlib.suppress(OSError, FreeholdError):
+                found[path.name[1:]] = read_regular(path, _RECORD_LIMIT).decode(errors="replace")
+    return found
+
+
+def _number(place: Path) -> str:
+    """The number of the device that is mounted there."""
+    dev = place.stat().st_dev
+    return f"{os.major(dev)}:{os.minor(dev)}"
 
 
 def _files(top: Path) -> Iterator[str]:

@@ -8,7 +8,7 @@ boot partition is FAT, root can write it, and firmware checks programs there onl
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from freehold.device.verify_findings import BOOT, Finding, deviation, note
 
@@ -38,6 +38,8 @@ _DANGEROUS = (
     (re.compile(r"loader/"), "foreign-file", "lies among the boot loader's files"),
 )
 _PROGRAM = re.compile(r".*\.(?:efi|nsh)")
+#: UAPI "Discoverable Partitions": the second partition on the boot partition's disk where the boot loader looks for entries.
+XBOOTLDR = "bc13c2ff-59e6-4262-a352-b275fd6f7172"
 _REMOVE = "nobody but Freehold should write here; look at it, then remove it"
 
 #: What ends a line, or the file, for one reader and not for the other: the loader knows NUL, line feed and carriage return.
@@ -84,6 +86,28 @@ def judge_files(files: Iterable[str], entries: Iterable[str]) -> list[Finding]:
         else:
             found.append(note("foreign-file", BOOT, path, "", "not Freehold's; nothing here reads it"))
     return found
+
+
+def judge_partitions(records: Mapping[str, str], boot: str) -> list[Finding]:
+    """Findings about a second partition that the boot loader reads entries from.
+
+    ``records`` is what udev noted by device number (``/run/udev/data/bMAJOR:MINOR``, lines ``E:KEY=VALUE``), ``boot`` the boot
+    partition's number. Nothing is found where udev noted nothing.
+    """
+    facts = {
+        number: dict(line[2:].split("=", 1) for line in text.splitlines() if line.startswith("E:") and "=" in line)
+        for number, text in records.items()
+    }
+    disk = facts.get(boot, {}).get("ID_PART_ENTRY_DISK")
+    return [
+        deviation(
+            "second-boot-partition", BOOT, f"partition {row.get('ID_PART_ENTRY_NUMBER', number)}", "one boot partition",
+            "another one (XBOOTLDR): the boot loader takes entries from it, and nothing here looks at them",
+            "look at it, then delete it or give it another type",
+        )
+        for number, row in sorted(facts.items())
+        if disk and row.get("ID_PART_ENTRY_DISK") == disk and row.get("ID_PART_ENTRY_TYPE", "").lower() == XBOOTLDR
+    ]  # fmt: skip
 
 
 def judge_loader_conf(content: bytes | None) -> list[Finding]:
