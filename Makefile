@@ -34,8 +34,8 @@ demo: prepare ## build the reference system, boot it, and play the whole story
 bench: prepare ## measure beside the peers; results in bench/results/
 	@$(BIN)/python -m bench
 
-attack: prepare ## change a locked machine from outside, row by row, and print how each ended
-	@$(BIN)/python -m attack $(ATTACK_ARGUMENTS)
+attack: prepare ## what root plants on a locked machine, then what is changed from outside; how each ended
+	@$(BIN)/python -m attack $(or $(strip $(ATTACK_ARGUMENTS)),all)
 
 clean: ## remove what builds and tests left here; caches and the store outside stay
 	rm -rf $(VENV) build-output .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

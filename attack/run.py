@@ -4,6 +4,8 @@
 python -m attack                      every row; what was seen before on the same image is not seen again
 python -m attack --only intent-older  one row, or one area (loader, uki, tree, owner, var, firmware, disk, control)
 python -m attack --list               the rows, without a machine
+python -m attack persistence          the other table: what root on the running machine tries (its own --help)
+python -m attack all                  the persistence table, then this one
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import traceback
 from pathlib import Path
 
 from attack.model import Row
+from attack.persistence import run as persistence
 from attack.play import Player, features, log
 from attack.results import SCHEMA, Memory, Result, result, summary, table
 from attack.table import batches, chosen
@@ -63,6 +66,10 @@ def listing(rows: list[Row]) -> str:
 
 def main(argv: list[str]) -> int:
     """Play what is chosen; 0 when every row ended as it must, 1 when one did not, 2 for a usage error."""
+    if argv[:1] == ["persistence"]:
+        return persistence.main(argv[1:])
+    if argv == ["all"]:
+        return max(persistence.main([]), main([]))
     options = arguments().parse_args(argv)
     try:
         rows = chosen(options.only)
