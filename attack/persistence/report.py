@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from attack.persistence import table
+from attack.persistence import payload, table
 from attack.persistence.judge import Verdict, faults, judge, judge_collateral, judge_live
 from attack.persistence.model import CLASSES, Live, Row, Sight, sight_of
 from freehold import atomic
@@ -109,11 +109,12 @@ def code_id(rows: Sequence[Row], live: Sequence[Live], collateral: Sequence[Live
         *((one.id, one.plant, one.trigger, one.look, one.absence) for one in rows),
         *((one.id, one.act) for one in (*live, *collateral)),
     ]
-    return hashlib.sha256(repr(acts).encode()).hexdigest()[:16]
+    made = (payload.SOURCE, payload.FIRE, payload.EQUIP)
+    return hashlib.sha256(repr((acts, made)).encode()).hexdigest()[:16]
 
 
 class Kept:
-    """What was last seen of each machine, by base and rows."""
+    """What was last seen of each machine, by rows; of one base only."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -126,8 +127,8 @@ class Kept:
 
     def get(self, name: str, base: str, code: str) -> Sight | None:
         """The sight of the machine ``name``; None when there is none of this base and these rows."""
-        kept = self._machines.get(name)
-        if kept is None or kept.get("base") != base or kept.get("code") != code:
+        kept = self._machines.get(f"{name} {code}")
+        if kept is None or kept.get("base") != base:
             return None
         sight = kept.get("sight")
         try:
@@ -137,6 +138,7 @@ class Kept:
 
     def put(self, name: str, base: str, code: str, sight: Sight) -> None:
         """Keep a sight; on the disk when this returns."""
-        self._machines[name] = {"base": base, "code": code, "sight": sight.data()}
+        self._machines = {key: kept for key, kept in self._machines.items() if kept.get("base") == base}
+        self._machines[f"{name} {code}"] = {"base": base, "sight": sight.data()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(self._path, json.dumps({"schema": SCHEMA, "machines": self._machines}) + "\n")

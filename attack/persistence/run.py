@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m attack persistence``: what root on the running machine tries, so that something outlives the boot; docs/attacks.md.
 
-python -m attack persistence                   everything: two boots of the open machine, two of the locked one
+python -m attack persistence                   everything: two boots of the open machine, two of the locked one; what was
+                                               seen before on the same image is not seen again
 python -m attack persistence --only a24-unit   one row, the rows of a technique (a24) or of a class (E)
-python -m attack persistence --machine locked  the locked machine again; what was seen of the open one is taken from before
+python -m attack persistence --machine locked  the locked machine again; what was seen of the open one stays
 python -m attack persistence --list            the rows, without a machine
 """
 
@@ -36,9 +37,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results as JSON")
-    parser.add_argument(
-        "--machine", choices=(OPEN, LOCKED, "both"), default="both", help="which one is played (default %(default)s)"
-    )
+    parser.add_argument("--again", action="store_true", help="see both machines again")
+    parser.add_argument("--machine", choices=(OPEN, LOCKED), help="see this one again")
     parser.add_argument("--report", action="store_true", help="only judge what was seen before: no machine is started")
     parser.add_argument("--without-tpm", action="store_true", help="on a machine that has no TPM")
     parser.add_argument(
@@ -99,14 +99,13 @@ def _play(options: argparse.Namespace, rows: list[Row], live: list[Live]) -> rep
             code = reports.code_id(rows, live, table.COLLATERAL)
             sights = {}
             for name in bases.BASES:
-                if not options.report and options.machine in (name, "both"):
-                    kept.put(name, base.id, code, play(player, name, rows, live, table.COLLATERAL, say))
-                sight = kept.get(name, base.id, code)
+                anew = (options.again or options.machine == name) and not options.report
+                sight = None if anew else kept.get(name, base.id, code)
+                if sight is None and options.report:
+                    raise FreeholdError(f"these rows were not seen on the {name} machine of this base", hint="leave out --report")
                 if sight is None:
-                    raise FreeholdError(
-                        f"these rows were not seen on the {name} machine of this base",
-                        hint="leave out --report and --machine to play them",
-                    )
+                    sight = play(player, name, rows, live, table.COLLATERAL, say)
+                    kept.put(name, base.id, code, sight)
                 sights[name] = sight
         finally:
             end(stage)

@@ -80,6 +80,12 @@ def test_what_was_seen_is_kept_by_base_and_rows(tmp_path: Path) -> None:
     assert kept.get("open", "base", code) == opened(one)
     assert kept.get("locked", "base", code) is None
     assert kept.get("open", "other", code) is None
+    assert kept.get("open", "base", "other") is None
+    # Rows that were chosen are kept beside the whole table; another base's go.
+    kept.put("open", "base", "chosen", opened(one))
+    assert report.Kept(tmp_path / "x.json").get("open", "base", code) == opened(one)
+    kept.put("locked", "next", code, locked(one))
+    assert report.Kept(tmp_path / "x.json").get("open", "base", code) is None
     for change in ({"plant": "false"}, {"trigger": "x"}, {"look": "x"}):
         assert report.code_id([row(**change)], [], []) != code
     # What only the judge needs has not to be seen again.
