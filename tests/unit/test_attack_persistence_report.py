@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import attack.run
 import pytest
-from attack.persistence import play, report, run, table
+from attack.persistence import payload, play, report, run, table
 from attack.persistence.model import Done, Live, Row, Sight
-from lab_persistence import DENIED, GOOD, ONE, TWO, act, locked, opened, row
+from lab_persistence import DENIED, GOOD, ONE, TWO, Box, act, locked, opened, row
 
+from freehold import run as host
 from freehold.errors import FreeholdError
 from freehold.run import Completed
 
@@ -154,3 +156,100 @@ def test_rows_are_frozen() -> None:
             one.id = "x"  # type: ignore[union-attr, misc]
     assert isinstance(row(), Row)
     assert isinstance(act(), Live)
+
+
+class Sandbox:
+    """A machine's outside with a sandbox inside."""
+
+    def __init__(self, box: Box, lock: str, boot: str) -> None:
+        self.box, self.lock, self.boot, self.guest, self.off = box, lock, boot, self, False
+
+    def boot_id(self) -> str:
+        return self.boot
+
+    def exec(
+        self, argv: Sequence[str], *, user: str | None = None, stdin: bytes | None = None, timeout: float | None = None,
+        check: bool = True,
+    ) -> Completed:  # fmt: skip
+        assert not self.off
+        said = {"freehold": json.dumps({"lock": {"state": self.lock}, "check": "add-on"}), "systemctl": "running\n", "sync": ""}
+        if argv[0] in said:
+            return Completed(tuple(argv), 0, said[argv[0]].encode(), b"")
+        if " ".join(argv).endswith("dmesg | grep freehold"):
+            return Completed(tuple(argv), 0, b"freehold: ignored\n", b"")
+        done = self.box.run(*argv, stdin=stdin)
+        assert done.status == 0 or not check, done.stderr
+        return done
+
+    def write_file(self, path: str, data: bytes, *, mode: int) -> None:
+        file = self.box.top / path.lstrip("/")
+        file.write_bytes(data)
+        file.chmod(mode)
+
+    def serial_tail(self) -> list[str]:
+        return []
+
+    def stop(self, *, hard: bool) -> None:
+        assert hard
+        self.off = True
+
+
+class Tools:
+    """The host's compiler in the place of the tools tree's."""
+
+    def run(self, command: Sequence[str | Path], *, binds: Sequence[Path]) -> Completed:
+        return host.run(command)
+
+
+class Player:
+    """A stage with nothing on it."""
+
+    def __init__(self, top: Path) -> None:
+        self.stage, self.tools, self.top = self, Tools(), top
+
+    def path(self, name: str) -> Path:
+        return self.top / name
+
+    def off(self) -> None:
+        (self.top / "off").touch()
+
+
+@pytest.mark.parametrize("lock", ["open", "locked"])
+def test_a_whole_run_with_a_sandbox_in_the_machines_place(
+    lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    for program in ("bwrap", "gcc", "ssh-keygen"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    box = Box(tmp_path / "box")
+    if box.run("true").status != 0:
+        pytest.skip("no sandbox can be made here")
+    boots = [Sandbox(box, lock, "1" * 32), Sandbox(box, lock, Path("/proc/sys/kernel/random/boot_id").read_text().strip())]
+    started: list[bool] = []
+
+    def machine(player: object, name: str, *, fresh: bool) -> Sandbox:
+        started.append(fresh)
+        return boots[len(started) - 1]
+
+    monkeypatch.setattr(play, "machine", machine)
+    monkeypatch.setattr(play, "LATER", 0)
+    monkeypatch.setattr("attack.boot.console_of", lambda vm: "the console")
+    rows = [
+        row(plant=payload.script("a24-unit"), trigger=payload.lines("a24-unit"), look="echo there", absence="", trace="x"),
+        row(id="b45-daemons", control="absent", absence="exit 1", plant="false"),
+    ]
+    mine = act(id="c01-program", kind="O", act="id -u", allowed=True)
+    seen = play.play(Player(tmp_path), lock, rows, [act(act="echo no; false")], [mine], print)  # type: ignore[arg-type]
+    assert started == [True, False]
+    assert all(one.off for one in boots)
+    assert (seen.first, seen.second, seen.lock, seen.target) == ("1" * 32, boots[1].boot.replace("-", ""), lock, "running")
+    assert {name: done.status for name, done in seen.planted.items()} == {"a24-unit": 0, "b45-daemons": 1}
+    assert seen.live == {"a17-disk": Done(1, "no\n")}
+    assert seen.looks == {"a24-unit": Done(0, "there\n")}
+    assert seen.absence == {"b45-daemons": Done(1, "")}
+    assert seen.triggers == {"a24-unit": Done(0, "")}
+    assert seen.collateral == {"c01-program": Done(0, "0\n")}
+    # One boot of this host, which is the second of both.
+    assert seen.canaries == dict.fromkeys(("a24-unit", "a24-unit.native"), ((0, seen.second),))
+    assert ("add-on" in seen.trace) == ("ignored" in seen.trace) == (lock == "locked")
+    assert (tmp_path / f"consoles/persistence-{lock}.log").read_text() == "the console"

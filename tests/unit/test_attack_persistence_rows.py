@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from attack.persistence import payload, play
@@ -16,6 +15,7 @@ from attack.persistence.kinds import live
 from attack.persistence.model import CLASSES, NATIVE, Live, Row, canaries_of
 from attack.persistence.table import COLLATERAL, LIVE, ROWS, chosen
 from attack.table import ROWS as TAMPER
+from lab_persistence import Box
 
 from freehold import run
 
@@ -28,7 +28,7 @@ TECHNIQUES = [
 #: Plants that need more than files: a bus, firmware, users, device nodes, a program that is not everywhere.
 NEED_A_MACHINE = {
     "a28-transient", "b14-hardware", "b23-preset", "b29-users-directory", "a106-node", "a09-hibernation", "a111-options",
-    "a112-object", "a113-keychain", "a69-package",
+    "a112-object", "a113-keychain", "a69-package", "b49-system-account",
 }  # fmt: skip
 
 
@@ -130,49 +130,6 @@ def test_choosing_rows() -> None:
     assert {row.kind for row in chosen(["U"])[0]} == {"U"}
     with pytest.raises(KeyError, match="nothing"):
         chosen(["nothing"])
-
-
-class Box:
-    """Shell in a sandbox with this host's /usr, read-only, and directories of its own for /etc, /var and the others."""
-
-    FOLDERS: ClassVar = (
-        "etc/pam.d", "etc/ssh", "etc/python3.13", "var/lib/plant", "var/opt", "root", "run", "home/alice", "efi/EFI/Linux",
-        "sysroot/owner/etc/1/upper", "sysroot/owner/roothome", "sysroot/inbox", "sysroot/state",
-    )  # fmt: skip
-    FILES: ClassVar = {
-        "etc/passwd": "root:x:0:0:root:/root:/bin/bash\ngames:x:5:60::/:/usr/sbin/nologin\nalice:x:0:0::/:/bin/sh\n",
-        "etc/shadow": "root:*:1::::::\ngames:*:1::::::\n", "etc/group": "root:x:0:\ndisk:x:6:\nshadow:x:42:\nalice:x:0:\n",
-        "etc/bash.bashrc": "# all\n", "etc/nsswitch.conf": "passwd: files\nnetworks: files\n", "etc/hosts": "",
-        "sysroot/state/machine.json": '{"accounts": []}', "efi/EFI/Linux/freehold-3-abc.efi": "x",
-        "sysroot/owner/intent": "freehold-intent 1\nserial 2\nlock locked\n",
-    }  # fmt: skip
-
-    def __init__(self, top: Path) -> None:
-        for name in self.FOLDERS:
-            (top / name).mkdir(parents=True)
-        for name, text in self.FILES.items():
-            (top / name).write_text(text)
-        self.top = top
-        source = top / "payload.c"
-        source.write_text(payload.SOURCE)
-        for name, options in (("native", ()), ("library.so", ("-shared", "-fPIC", "-DLIBRARY"))):
-            run.run(["gcc", "-Wall", "-Werror", "-O1", *options, "-o", top / "var/lib/plant" / name, source])
-
-    def run(self, *command: str, stdin: bytes | None = None) -> run.Completed:
-        argv: list[str | Path] = ["bwrap", "--die-with-parent", "--unshare-all", "--uid", "0", "--gid", "0"]
-        argv += ["--ro-bind", "/usr", "/usr"]
-        for name in ("bin", "lib", "lib64", "sbin"):
-            argv += ["--symlink", f"usr/{name}", f"/{name}"]
-        argv += ["--symlink", "var/opt", "/opt", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-        for name in ("etc", "var", "root", "run", "home", "efi", "sysroot"):
-            argv += ["--bind", self.top / name, f"/{name}"]
-        return run.run([*argv, "--", *command], stdin=stdin, check=False)
-
-    def each(self, given: list[tuple[str, str]]) -> dict[str, tuple[int, str]]:
-        data = {"scripts": given, "options": ["-e"], "limit": 60, "most": 2000}
-        done = self.run("python3", "-IS", "-c", play.EACH, stdin=json.dumps(data).encode())
-        assert done.status == 0, done.stderr.decode()
-        return {name: (status, text) for name, (status, text) in json.loads(done.text.strip().splitlines()[-1]).items()}
 
 
 @pytest.fixture(scope="module")

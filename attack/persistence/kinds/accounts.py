@@ -108,6 +108,10 @@ ROWS = (
         both("b25-hosts-allow"), trigger=f"{ALICE_IN}\nsleep 2"),
     Row("b26-environment", "E", "a library and a script named in the environment of all logins", _environment(),
         both("b26-environment"), trigger="su -c 'bash -c true' root </dev/null"),
+    Row("b44-pam-env", "E", "a library that watches the loader, named in PAM's environment",
+        copy("library.so", f"{BENCH}/b44-pam-env.so")
+        + f"echo 'LD_AUDIT DEFAULT={BENCH}/b44-pam-env.so' >>/etc/security/pam_env.conf\n", ("b44-pam-env.native",),
+        trigger="su -c true root </dev/null"),
     Row("b27-ssh-client", "E", "a command of the ssh client's configuration",
         put("/etc/ssh/ssh_config.d/00-b27.conf", f'Match exec "{text("b27-ssh-client")}; {native("b27-ssh-client")}"'),
         both("b27-ssh-client"), trigger="ssh -G nowhere >/dev/null"),

@@ -99,6 +99,14 @@ def _binfmt() -> str:
     )
 
 
+DAEMONS = (
+    "acpi/events/b45", "smartmontools/run.d/b45", "mdadm/b45", "auto.master.d/b45.autofs", "xinetd.d/b45", "pm/sleep.d/b45",
+)  # fmt: skip
+DPKG = f'pre-invoke="{text("b46-dpkg")}"\npost-invoke="{native("b46-dpkg")}"'
+OWN_DATABASE = (
+    "mkdir -p /run/b46/info /run/b46/updates /run/b46/triggers\n: >/run/b46/status\n"
+    "dpkg --admindir=/run/b46 --log=/dev/null --configure -a"
+)
 POD = (
     "kind: Pod\nmetadata: {name: a103}\nspec:\n  hostPID: true\n  containers:\n"
     f"  - {{name: a103, image: planted, command: [/bin/sh, {BENCH}/fire, a103-kubelet]}}"
@@ -177,6 +185,12 @@ ROWS = (
     Row("b23-preset", "E", "a preset, applied", put("/etc/systemd/system-preset/00-b23.preset", "enable b23-preset.service")
         + put("/etc/systemd/system/b23-preset.service", service("b23-preset")) + "systemctl preset b23-preset.service\n",
         both("b23-preset")),
+    Row("b45-daemons", "E", "hooks of other daemons: power, disks, automatic mounts, old super-servers",
+        "".join(put(f"/etc/{place}", script("b45-daemons"), "755") for place in DAEMONS), both("b45-daemons"), control="absent",
+        absence=no_program("acpid", "smartd", "mdadm", "automount", "xinetd", "inetd", "udisksd", "pm-suspend", "lvm", "zed")),
+    Row("b46-dpkg", "E", "hooks of dpkg", put("/etc/dpkg/dpkg.cfg.d/b46", DPKG), both("b46-dpkg"), trigger=OWN_DATABASE),
+    Row("b48-authority", "E", "a certificate authority that programs trust", put("/etc/ssl/certs/b48-planted.pem", "planted"),
+        look="ls /etc/ssl/certs", found="b48-planted"),
     Row("b24-state-unit", "V", "units where programs keep state", unit("b24-state-unit", "/var/lib/systemd/system"),
         ("b24-state-unit",), control="elsewhere", covered_by=("persistent-units",)),
 )  # fmt: skip

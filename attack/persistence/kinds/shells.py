@@ -25,6 +25,11 @@ activate = 1
 module = {bench}/b31-openssl.so
 activate = 1"""
 
+PERL = (
+    f"package strict;\nsystem '/bin/sh', '{BENCH}/fire', 'b47-perl';\nsystem '{BENCH}/native b47-perl >/dev/null 2>&1';\n"
+    "sub import {} sub unimport {}\n1;"
+)
+
 
 def _python(name: str) -> str:
     return PYTHON.format(bench=BENCH, name=name)
@@ -101,6 +106,8 @@ ROWS = (
     Row("b31-openssl", "E", "a module that OpenSSL loads",
         copy("library.so", f"{BENCH}/b31-openssl.so") + put("/etc/ssl/openssl.cnf", SSL.format(bench=BENCH)),
         ("b31-openssl.native",), trigger="openssl rand -hex 1"),
+    Row("b47-perl", "E", "a module that comes first in Perl's path", put("/etc/perl/strict.pm", PERL), both("b47-perl"),
+        trigger="perl -Mstrict -e 1"),
     Row("b32-bash-env", "E", "what a shell reads when it is told to by the environment",
         put(f"{BENCH}/b32-bash-env", lines("b32-bash-env")) + put("/etc/systemd/system.conf.d/b32.conf",
         f"[Manager]\nDefaultEnvironment=BASH_ENV={BENCH}/b32-bash-env"), both("b32-bash-env"),

@@ -138,8 +138,12 @@ ROWS = (
     Row("b41-state-dropin", "V", "units in other directories of systemd's state",
         unit("b41-state-dropin", "/var/lib/systemd/system.control") + unit("b41-state-dropin", "/var/lib/systemd/user"),
         both("b41-state-dropin"), control="elsewhere", covered_by=("persistent-units",)),
-    Row("b42-user-timer", "O", "a user's own units, started at boot: they are the user's",
-        unit("b42-user-timer", "/home/alice/.config/systemd/user", "default.target")
+    Row("b49-system-account", "V", "a system account's own units, started at boot (linger)",
+        unit("b49-system-account", "/var/lib/tpm/.config/systemd/user", "default.target")
+        + "chown -R tss: /var/lib/tpm/.config\nmkdir -p /var/lib/systemd/linger\n: >/var/lib/systemd/linger/tss\n",
+        both("b49-system-account")),
+    Row("b42-user-unit", "O", "a user's own units, started at boot: they are the user's",
+        unit("b42-user-unit", "/home/alice/.config/systemd/user", "default.target")
         + "chown -R alice: /home/alice/.config\nmkdir -p /var/lib/systemd/linger\n: >/var/lib/systemd/linger/alice\n",
-        both("b42-user-timer"), trigger=f"systemctl start user@$(id -u alice).service\nsleep 3\nls {USERS}"),
+        both("b42-user-unit"), trigger=f"systemctl start user@$(id -u alice).service\nsleep 3\nls {USERS}"),
 )  # fmt: skip
