@@ -132,6 +132,13 @@ def test_choosing_rows() -> None:
         chosen(["nothing"])
 
 
+#: Rows whose trigger needs no machine, with the program that it needs.
+HERE = {
+    "a60-profile": "bash", "a60-bashrc": "bash", "a70-kernel-hook": "run-parts", "a81-path": "bash", "b20-fsfreeze": "run-parts",
+    "b27-ssh-client": "ssh", "b30-name-service": "ldconfig", "b31-openssl": "openssl", "b46-dpkg": "dpkg", "b47-perl": "perl",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Box:
     for program in ("bwrap", "gcc", "ssh-keygen"):
@@ -165,6 +172,27 @@ def test_plants_write_what_they_say(box: Box) -> None:
     assert "disk:x:6:alice" in (box.top / "etc/group").read_text()
     assert f"root:{'$6$planted'}" in (box.top / "etc/shadow").read_text()
     assert "efi /EFI/Linux/freehold-3-abc.efi\n" in (box.top / "efi/loader/entries/a10.conf").read_text()
+
+
+def test_triggers_make_plants_fire_where_they_need_no_machine(tmp_path: Path, box: Box) -> None:
+    fresh = Box(tmp_path)
+    (tmp_path / "etc/profile").write_text("for i in /etc/profile.d/*.sh; do . $i; done\n")
+    (tmp_path / "etc/ssh/ssh_config").write_text("Include /etc/ssh/ssh_config.d/*.conf\n")
+    (tmp_path / "etc/ld.so.conf").write_text("include /etc/ld.so.conf.d/*.conf\n")
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
+    chosen_rows = [row for row in ROWS if row.id in HERE and shutil.which(HERE[row.id], path=path)]
+    assert len(chosen_rows) > 5
+    fresh.each([("equip", payload.EQUIP), *((row.id, row.plant) for row in chosen_rows)])
+
+    def grown() -> set[str]:
+        done = fresh.run("python3", "-IS", "-c", play.READ % (payload.DIRECTORIES,))
+        return set(canaries_of(json.loads(done.text)))
+
+    # Its own trigger and nothing else: that one plant fires by another's says little.
+    assert grown() == set()
+    for row in chosen_rows:
+        said = fresh.each([(row.id, row.trigger)])
+        assert set(row.canaries) <= grown(), (row.id, said)
 
 
 def test_payloads_note_who_and_when(box: Box) -> None:

@@ -76,7 +76,7 @@ ROWS = (
     Row("a11-initramfs", "B", "hooks of initramfs-tools, and an initrd on the boot partition",
         put("/etc/initramfs-tools/hooks/a11-initramfs", script("a11-initramfs"), "755")
         + put("/efi/initrd.img", script("a11-initramfs")), both("a11-initramfs"), control="elsewhere",
-        covered_by=("uki-initrd", "entry-initrd")),
+        covered_by=("uki-initrd", "entry-initrd"), trace=r"initrd\.img"),
     Row("a12-addon", "B", "add-ons beside the kernel image", _addon(), look=LOOK, found=FOUND, control="elsewhere",
         covered_by=("addon-unsigned", "addon-foreign", "addon-global", "control-addon-signed"), trace='"add-on"'),
     Row("a14-credential", "X", "credentials on the boot partition", _credential(), both("a14-credential"), control="elsewhere",
