@@ -94,6 +94,15 @@ def control(row: Row, opened: Sight, locked: Sight) -> tuple[str, str]:
     return "fires", ""
 
 
+def unfinished(row: Row, locked: Sight) -> str:
+    """What of the row was not done on the locked machine, or was stopped: then its silence says nothing. Empty: all was done."""
+    runs = (("plant", row.plant, locked.planted), ("look", row.look, locked.looks), ("trigger", row.trigger, locked.triggers))
+    for what, script, done in runs:
+        if script and done.get(row.id, Done(-1)).status == -1:
+            return f"its {what} did not end on the locked machine"
+    return ""
+
+
 def judge(row: Row, opened: Sight, locked: Sight) -> Verdict:
     """The verdict on a planted row."""
     word, void = control(row, opened, locked)
@@ -105,17 +114,13 @@ def judge(row: Row, opened: Sight, locked: Sight) -> Verdict:
     early = {name for name, uids in grown(row, locked, locked.first).items() if name.endswith(NATIVE) and 0 in uids}
     what = [f"canary {name} (uid {', '.join(map(str, sorted(uids)))})" for name, uids in sorted(fired.items())]
     what += [f"canary {name} before the reboot" for name in sorted(early - set(fired))]
-    if row.look and _seen(row, locked) and row.control != "elsewhere":
+    if row.look and _seen(row, locked):
         what.append(_short(locked.looks[row.id]))
-    elif row.look and row.control == "elsewhere" and (_seen(row, locked) or row.id not in locked.looks):
-        what.append(_short(locked.looks.get(row.id, Done(-1, "not looked"))))
     how = "no" if plant.good else "refused"
     if what:
         return Verdict(row.id, row.kind, row.title, FIRED, word, "FIRED", f"on the locked machine: {'; '.join(what)}")
-    if void:
+    if void or (void := unfinished(row, locked)):
         return Verdict(row.id, row.kind, row.title, VOID, word, how, void)
-    if row.id not in locked.planted:
-        return Verdict(row.id, row.kind, row.title, VOID, word, "?", "it was not planted on the locked machine")
     if row.control == "closed" and (plant.good or not re.search(row.reason, plant.text)):
         return Verdict(row.id, row.kind, row.title, OTHER, word, how, f"the locked machine says: {_short(plant)}")
     if row.trace and plant.good and not re.search(row.trace, locked.trace):

@@ -43,6 +43,7 @@ def locked(one: Row, **changes: object) -> Sight:
     values: dict[str, object] = {
         "first": ONE, "second": TWO, "planted": {one.id: GOOD}, "lock": "locked", "target": "running",
         "looks": {one.id: Done(0, "")} if one.look else {}, "absence": {one.id: GOOD} if one.absence else {},
+        "triggers": {one.id: GOOD} if one.trigger else {},
     }  # fmt: skip
     return Sight(**{**values, **changes})  # type: ignore[arg-type]
 

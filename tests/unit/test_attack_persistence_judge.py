@@ -64,6 +64,19 @@ def test_whatever_grew_on_the_locked_machine_has_fired(canaries: dict[str, objec
     assert judge(one, opened(one, canaries={}), locked(one, canaries=canaries, planted={one.id: DENIED})).end == "fired"
 
 
+@pytest.mark.parametrize("what", ["planted", "looks", "triggers"])
+def test_what_was_not_done_to_its_end_on_the_locked_machine_proves_nothing(what: str) -> None:
+    one = row(look="x", trigger="y", found="there")
+    control = opened(one, triggers={one.id: GOOD})
+    assert judge(one, control, locked(one)).kept
+    for runs in ({}, {one.id: Done(-1, "")}):
+        verdict = judge(one, control, locked(one, **{what: runs}))
+        assert verdict.end == "void"
+        assert "did not end on the locked machine" in verdict.told
+    # A trigger may fail: there is nothing to log in to, to start, to look up.
+    assert judge(one, control, locked(one, triggers={one.id: Done(1, "no")})).kept
+
+
 def test_text_in_the_boot_of_its_planting_is_not_persistence() -> None:
     one = row()
     assert judge(one, opened(one), locked(one, canaries={"a24-unit": ((0, ONE),)})).kept
@@ -119,7 +132,7 @@ def test_rows_of_the_other_table_need_no_control_here_but_must_not_fire() -> Non
     assert (verdict.end, verdict.open) == ("kept", "elsewhere")
     assert "entry-options" in verdict.told
     assert judge(one, opened(one), locked(one, looks={one.id: Done(0, "planted")})).end == "fired"
-    assert judge(one, opened(one), locked(one, looks={})).end == "fired"
+    assert judge(one, opened(one), locked(one, looks={})).end == "void"
     assert judge(one, opened(one), locked(one, canaries={"a24-unit": ((0, TWO),)})).end == "fired"
 
 
