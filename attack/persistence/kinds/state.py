@@ -112,7 +112,7 @@ ROWS = (
         control="absent",
         absence=no_program("apache2", "nginx", "lighttpd", "caddy", "php", "php-fpm", "httpd")),
     Row("a106-node", "X", "a device node of the disk's for everybody", _node(),
-        look=REMOUNTED.format(act=f"runuser -u alice -- head -c 512 {BENCH}/a106-node | wc -c"), found="^512"),
+        look=REMOUNTED.format(act=f"runuser -u alice -- head -c 512 {BENCH}/a106-node | wc -c"), found="(?m)^512$"),
     Row("a108-journal", "X", "a journal that keeps nothing",
         put("/etc/systemd/journald.conf.d/a108.conf", "[Journal]\nStorage=none"),
         look="systemd-analyze cat-config systemd/journald.conf", found="(?m)^Storage=none"),
