@@ -35,6 +35,7 @@ enum guard_rule {
 	RULE_SECRET,	   /* reading below the owner directory's secrets, or looking into the updater */
 	RULE_OBSERVE,	   /* perf events, tracefs: other ways to see the memory of others */
 	RULE_IDENTITY,	   /* another file set as the running program */
+	RULE_SCRIPT,	   /* text from an untrusted file, run by a privileged interpreter */
 	RULE_COUNT
 };
 
@@ -42,14 +43,30 @@ enum guard_rule {
 	{                                                                                                              \
 		"exec", "gain", "map", "map-writable", "anonymous", "modified", "ptrace", "capability", "kernel-file", \
 			"block", "helper", "memory-file", "securityfs", "mount", "umount", "pivot", "pin", "map-fd",   \
-			"program", "owner", "secret", "observe", "identity"                                                                             \
+			"program", "owner", "secret", "observe", "identity", "script"                                                                             \
 	}
 
 #define GUARD_COMM 16
 #define GUARD_NAMES 3 /* last path components kept in a record, the file itself first */
 #define GUARD_NAME 32 /* bytes kept of each, with the closing zero */
 #define GUARD_JIT 16  /* sealed programs that may have anonymous executable memory */
+#define GUARD_INTERPRETERS 64 /* sealed programs that run text */
 #define GUARD_DISKS 8 /* block devices that hold the owner directory: partition, disk, what lies below */
+
+/* How an interpreter takes its script; the order is ABI. */
+enum guard_interpreter_kind {
+	INTERPRETER_UNKNOWN,
+	INTERPRETER_NONE, /* runs no text */
+	INTERPRETER_SHELL,
+	INTERPRETER_PYTHON,
+	INTERPRETER_PERL,
+	INTERPRETER_OTHER, /* options like most: -e, -c or -r has code, the first other argument is a script */
+};
+
+struct guard_interpreter {
+	__u64 ino; /* on the sealed tree; 0 ends the list */
+	__u64 kind;
+};
 
 struct guard_denial_key {
 	__u32 rule;
