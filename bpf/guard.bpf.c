@@ -92,19 +92,19 @@ const volatile __u32 owner_disks[GUARD_DISKS]; /* block devices whose bytes are 
 /* ---- maps ---- */
 
 struct task_tag {
-	__u32 born_privileged; /* the address space began with a privileged exec */
+	__u32 born_privileged; /* the address space began with a privileged exec; the loader writes this and the next */
+	__u32 script;	       /* enum guard_script: the program's script, */
 	__u32 updater;	       /* enum updater */
 	__u32 loading;	       /* a BPF program is in the verifier, in this system call */
 	__u32 untrusted;       /* the exec under way has an untrusted file in its chain ... */
 	char name[GUARD_NAMES][GUARD_NAME]; /* ... this one */
 	__u32 interpreter; /* enum guard_interpreter_kind; found out at the first open after an exec */
-	__u32 script;	   /* enum script: its script, */
-	char script_name[GUARD_NAME] __attribute__((aligned(8))); /* and the last part of its path, cut */
+	char script_name[GUARD_NAME] __attribute__((aligned(8))); /* the last part of the script's path, cut */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2); /* the mode; the running /etc, where locking put another one in its place */
 	__type(key, __u32);
 	__type(value, __u32);
 } gd_mode SEC(".maps");

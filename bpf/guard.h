@@ -63,6 +63,15 @@ enum guard_interpreter_kind {
 	INTERPRETER_OTHER, /* options like most: -e, -c or -r has code, the first other argument is a script */
 };
 
+/* What is known of the script that an interpreter was started with. */
+enum guard_script {
+	SCRIPT_UNKNOWN, /* nobody has looked yet */
+	SCRIPT_NONE,	/* code in the arguments, on standard input, or a module by name */
+	SCRIPT_PENDING, /* named, and not opened yet: until then nothing untrusted is opened */
+	SCRIPT_LINK,	/* the same, by a link of the sealed tree */
+	SCRIPT_SEEN,	/* opened, and it was trusted; or it ran before the guard did */
+};
+
 struct guard_interpreter {
 	__u64 ino; /* on the sealed tree; 0 ends the list */
 	__u64 kind;
@@ -85,6 +94,7 @@ struct guard_denial {
 
 struct guard_latch_request {
 	__u32 mode;
+	__u32 etc_dev; /* with GUARD_LOCKED: the running /etc now, kernel dev_t; 0: still the one that was frozen */
 };
 
 #endif

@@ -10,16 +10,8 @@
 #define FREEHOLD_BPF_GUARD_SCRIPT_H
 
 #define MAY_READ 4
+#define MNT_NS_INTERNAL -22 /* an error's number in the place of a pointer; fs/mount.h */
 #define ARGUMENTS 512 /* bytes of a program's arguments that are looked at */
-
-/* What is known of the script in a program's arguments, in struct task_tag. */
-enum script {
-	SCRIPT_UNKNOWN, /* nobody has looked yet */
-	SCRIPT_NONE,	/* code in the arguments, on standard input, or a module by name */
-	SCRIPT_PENDING, /* named, and not opened yet: until then nothing untrusted is opened */
-	SCRIPT_LINK,	/* the same, by a link of the sealed tree */
-	SCRIPT_SEEN,	/* opened, and it was trusted */
-};
 
 struct script_walk {
 	__u32 kind;
@@ -27,7 +19,7 @@ struct script_walk {
 	__u32 place;	 /* enum place */
 	__u32 skip_next; /* the next argument belongs to an option */
 	__u32 no_options;
-	__u32 result; /* enum script */
+	__u32 result; /* enum guard_script */
 	__u32 from;   /* where the last part of the script's path begins */
 };
 
@@ -82,15 +74,18 @@ static __noinline bool trusted_text(struct file *file)
 {
 	struct inode *inode = file->f_inode;
 
-	if (etc_dev && BPF_CORE_READ(inode, i_sb, s_dev) == etc_dev)
+	if (BPF_CORE_READ(inode, i_sb, s_dev) == etc_device())
 		return is_verified_etc(inode);
 	return is_kernel_text(inode) || trusted_inode(inode);
 }
 
-/* The file below an overlay's: the one above has been judged. */
+/* A file that the kernel opened for its own use, below an overlay's: through a mount of no namespace, where no path leads.
+ * The one above has been judged. */
 static __always_inline bool is_below(struct file *file)
 {
-	return BPF_CORE_READ(file, f_mode) & FMODE_BACKING;
+	struct mount *mnt = mount_of(BPF_CORE_READ(file, f_path.mnt));
+
+	return BPF_CORE_READ(file, f_mode) & FMODE_BACKING || (__s64)BPF_CORE_READ(mnt, mnt_ns) == MNT_NS_INTERNAL;
 }
 
 #define TAIL3(a, b, c) ((__u32)(a) << 8 | (__u32)(b) << 16 | (__u32)(c) << 24)
@@ -120,15 +115,26 @@ static __noinline bool is_importable(struct dentry *dentry)
 /* One letter of a cluster of options: what follows it. */
 static __always_inline void option_letter(struct script_walk *walk, char c)
 {
-	bool python = walk->kind == INTERPRETER_PYTHON;
+	__u32 kind = walk->kind;
+	bool code, argument, rest = false;
 
-	walk->place = PLACE_OPTIONS;
-	if (python ? c == 'c' || c == 'm' : c == 'e' || c == 'E' || (walk->kind == INTERPRETER_OTHER && (c == 'c' || c == 'r')))
+	switch (kind) {
+	case INTERPRETER_SHELL:
+		code = c == 'c' || c == 's';
+		argument = c == 'o' || c == 'O';
+		break;
+	case INTERPRETER_PYTHON:
+		code = c == 'c' || c == 'm';
+		argument = c == 'W' || c == 'X';
+		break;
+	default:
+		code = c == 'e' || c == 'E' || (kind == INTERPRETER_OTHER && (c == 'c' || c == 'r'));
+		argument = c == 'I';
+		rest = c == 'F' || c == 'M' || c == 'm' || c == 'i' || c == 'x' || c == 'C' || c == 'D' || c == 'V' || c == ':';
+	}
+	if (code)
 		walk->result = SCRIPT_NONE;
-	else if (python ? c == 'W' || c == 'X' : c == 'I')
-		walk->place = PLACE_OPTION_ARGUMENT;
-	else if (!python && (c == 'F' || c == 'M' || c == 'm' || c == 'i' || c == 'x' || c == 'C' || c == 'D' || c == 'V' || c == ':'))
-		walk->place = PLACE_SKIPPED;
+	walk->place = argument ? PLACE_OPTION_ARGUMENT : rest ? PLACE_SKIPPED : PLACE_OPTIONS;
 }
 
 static long walk_arguments(__u32 index, struct script_walk *walk)
@@ -219,6 +225,17 @@ static __noinline bool is_named(struct dentry *dentry, const struct task_tag *ta
 	return name[0] && one[0] == other[0] && one[1] == other[1] && one[2] == other[2] && one[3] == other[3];
 }
 
+/* The dynamic loader's lists: what they lead to is judged when it is mapped. */
+static __noinline bool is_loaders(struct dentry *dentry)
+{
+	char name[8] __attribute__((aligned(8))) = {};
+
+	if (BPF_CORE_READ(dentry, d_sb, s_dev) != etc_device())
+		return false;
+	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(dentry, d_name.name));
+	return __builtin_memcmp(name, "ld.so.", 6) == 0;
+}
+
 /* ---- the hooks ---- */
 
 static __always_inline struct file *standard_input(struct task_struct *task)
@@ -245,20 +262,25 @@ static __noinline int script_open(struct file *file, struct dentry *dentry)
 		tag->interpreter = interpreter_of(task);
 	if (tag->interpreter == INTERPRETER_NONE)
 		return 0;
+	if (!tag->script)
+		find_script(task, tag);
 	if (tag->interpreter == INTERPRETER_SHELL) {
-		/* Judged when it is read. A file that becomes standard input as it is opened cannot be told from one that was. */
-		if (standard_input(task) || trusted_text(file))
+		if (trusted_text(file) || is_loaders(dentry))
+			return 0;
+		/* Judged when it is read; but a file that becomes standard input as it is opened cannot be told from one that
+		 * was. And dash says nothing of a script that it cannot read, so its script it shall not open. */
+		if (standard_input(task) && !(tag->script == SCRIPT_PENDING && is_named(dentry, tag)))
 			return 0;
 		return refuse(RULE_SCRIPT, dentry, tag->interpreter);
 	}
-	if (!tag->script)
-		find_script(task, tag);
 	if (trusted_text(file)) {
 		if (tag->script == SCRIPT_LINK || (tag->script == SCRIPT_PENDING && is_named(dentry, tag)))
 			tag->script = SCRIPT_SEEN;
 		return 0;
 	}
 	if (tag->script != SCRIPT_PENDING && tag->script != SCRIPT_LINK && !is_importable(dentry))
+		return 0;
+	if (is_loaders(dentry))
 		return 0;
 	result = refuse(RULE_SCRIPT, dentry, tag->interpreter);
 	if (!result)

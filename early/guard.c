@@ -219,8 +219,10 @@ static int tag_running(struct guard_bpf *guard)
 	pid_t *privileged = calloc(MAX_PROCESSES, sizeof(*privileged)), *others = calloc(MAX_PROCESSES, sizeof(*others));
 	int error = tag && privileged && others ? 0 : -ENOMEM;
 
-	if (!error)
+	if (!error) {
 		tag[0] = 1; /* struct task_tag begins with born_privileged */
+		tag[1] = SCRIPT_SEEN; /* and script: whatever it was, it runs */
+	}
 	for (int round = 0; round < 2 && !error; round++) {
 		size_t privileged_count = 0, others_count = 0;
 		DIR *proc = opendir("/proc");
@@ -473,12 +475,15 @@ int guard_load(const struct guard_config *config)
 static int request(unsigned mode)
 {
 	struct guard_latch_request request = {.mode = mode};
+	struct stat root, etc;
 	LIBBPF_OPTS(bpf_test_run_opts, run, .ctx_in = &request, .ctx_size_in = sizeof(request));
 	int latch = bpf_obj_get(GUARD_PINS "/latch");
 	int error;
 
 	if (latch < 0)
 		return -errno;
+	if (mode == GUARD_LOCKED && stat("/", &root) == 0 && stat("/etc", &etc) == 0 && etc.st_dev != root.st_dev)
+		request.etc_dev = kernel_dev(major(etc.st_dev), minor(etc.st_dev));
 	error = bpf_prog_test_run_opts(latch, &run);
 	close(latch);
 	return error ? error : (int)run.retval;

@@ -57,6 +57,7 @@ REFUSED = names(
     mount_over_owner mount_over_owner_disk umount_owner_disk mount_usr_through_peer mount_usr_in_peer_namespace
     umount_bpffs_in_peer_namespace
     dash_script bash_script dash_source bash_source bash_source_as_input bash_source_input bash_in_subshell
+    bash_child_reads dash_script_says_so
     bash_environment etc_changed_source python_script python_script_link python_script_options python_script_dashes
     python_import perl_script perl_options perl_import
     """
@@ -204,7 +205,7 @@ def test_locked_refuses_the_list(lab: Report) -> None:
     assert not allowed
     # Programs report a failed load in their own way; everything else is the guard's EPERM.
     other = {name: got["locked"] for name, got in lab.got.items() if name in REFUSED | FATAL and got["locked"] != 1}
-    assert set(other) == {"ld_so_file"}
+    assert set(other) == {"ld_so_file", "dash_script_says_so"}
 
 
 def test_locked_leaves_the_rest_alone(lab: Report) -> None:

@@ -16,6 +16,7 @@ static void scripts_write(void)
 	put("/tmp/-c", "raise SystemExit(7)\n", 0644);
 	put("/tmp/imported.py", "raise SystemExit(7)\n", 0644);
 	put("/tmp/imported.pm", "exit 7;\n", 0644);
+	put("/tmp/empty", "", 0644);
 	put("/tmp/data", "data\n", 0644);
 	put("/etc/mine", "exit 7\n", 0644);
 	if (symlink("/tmp/pytext", "/tmp/link"))
@@ -40,6 +41,9 @@ static int bash_source(void) { return ran(RUN(BASH, "-c", ". /tmp/text; exit 9")
 static int bash_source_as_input(void) { return ran(RUN(BASH, "-c", "exec 0<&-; . /tmp/text; exit 9")); }
 static int bash_source_input(void) { return ran(RUN(BASH, "-c", ". /proc/self/fd/0 < /tmp/text; exit 9")); }
 static int bash_in_subshell(void) { return ran(RUN(BASH, "-c", "( . /tmp/text; exit 9 )")); }
+static int bash_child_reads(void) { return ran(RUN(BASH, "-c", "exec 5< /tmp/data; ( read -u 5 x && [ $x = data ] && exit 7 )")); }
+/* dash takes a script that it cannot read for an empty one: refused when it is opened, so that it says so. */
+static int dash_script_says_so(void) { return RUN(DASH, "-eo", "nounset", "/tmp/empty"); }
 static int bash_environment(void) { return ran(with("BASH_ENV=/tmp/text", (char *[]){BASH, "-c", "exit 9", NULL})); }
 static int etc_changed_source(void) { return ran(RUN(DASH, "-c", ". /etc/mine; exit 9")); }
 static int python_script(void) { return ran(RUN(PYTHON, "-I", "-S", "/tmp/pytext")); }
