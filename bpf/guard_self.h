@@ -23,6 +23,9 @@ int BPF_PROG(guard_map, struct bpf_map *map, fmode_t fmode)
 	return -EPERM;
 }
 
+/* libbpf tries out what the kernel can do by programs of at most this many instructions, whoever uses it for whatever. */
+#define PROBE 4
+
 SEC("lsm/bpf_prog_load")
 int BPF_PROG(guard_prog_load, struct bpf_prog *prog)
 {
@@ -35,8 +38,11 @@ int BPF_PROG(guard_prog_load, struct bpf_prog *prog)
 	if (type == BPF_PROG_TYPE_KPROBE || type == BPF_PROG_TYPE_TRACEPOINT || type == BPF_PROG_TYPE_PERF_EVENT ||
 	    type == BPF_PROG_TYPE_RAW_TRACEPOINT || type == BPF_PROG_TYPE_RAW_TRACEPOINT_WRITABLE ||
 	    type == BPF_PROG_TYPE_TRACING || type == BPF_PROG_TYPE_STRUCT_OPS || type == BPF_PROG_TYPE_EXT ||
-	    type == BPF_PROG_TYPE_LSM || type == BPF_PROG_TYPE_SYSCALL)
+	    type == BPF_PROG_TYPE_LSM || type == BPF_PROG_TYPE_SYSCALL) {
+		if (BPF_CORE_READ(prog, len) <= PROBE)
+			return silent_refusal();
 		return refuse(RULE_PROGRAM, NULL, type);
+	}
 	/* The other kinds may not read memory at will: see observing_program(). */
 	tag = bpf_task_storage_get(&gd_tasks, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!tag)
