@@ -9,6 +9,8 @@
  * code             bprm_creds_from_file                    exec, judged by the credentials after it
  *                  mmap_file, file_mprotect                executable memory
  *                  kernel_read_file, kernel_load_data      modules, firmware, kexec, policies
+ * scripts          file_open, inode_follow_link            which file is an interpreter's script, what it imports
+ *                  file_permission                         what a shell reads
  * tampering        ptrace_access_check, ptrace_traceme     other privileged processes
  *                  capable                                 CAP_MAC_ADMIN, CAP_SYS_RAWIO
  *                  file_open                               block devices, helper sysctls, /proc/PID/mem, IPE's files
@@ -42,6 +44,7 @@ char LICENSE[] SEC("license") = "GPL"; /* the kernel offers these helpers to suc
 #define FMODE_WRITE 2
 #define FMODE_BACKING (1u << 24) /* not in BTF; the laboratory fails where a kernel moves it */
 #define S_IFMT 0170000
+#define S_IFREG 0100000
 #define S_IFBLK 0060000
 #define S_IFCHR 0020000
 #define O_NONBLOCK 04000
@@ -64,6 +67,8 @@ char LICENSE[] SEC("license") = "GPL"; /* the kernel offers these helpers to suc
 #define SECURITYFS_MAGIC 0x73636673
 #define BINFMT_MAGIC 0x42494e4d
 #define CGROUP1_MAGIC 0x27e0eb
+#define CGROUP2_MAGIC 0x63677270
+#define OVERLAYFS_MAGIC 0x794c7630
 #define TRACEFS_MAGIC 0x74726163
 #define MAX_DEPTH 48
 
@@ -79,6 +84,7 @@ const volatile __u32 owner_dev;	     /* the owner directory */
 const volatile __u64 owner_ino;
 const volatile __u32 first_mount_ns; /* inode number of the first mount namespace */
 const volatile __u64 jit_inodes[GUARD_JIT]; /* on the sealed tree; 0 ends the list */
+const volatile struct guard_interpreter interpreters[GUARD_INTERPRETERS]; /* on the sealed tree; ino 0 ends the list */
 const volatile __u32 etc_dev;	     /* the running /etc, when it is a file system of its own */
 const volatile __u32 root_mount;     /* number of the first root's mount; without it nobody is the updater */
 const volatile __u32 owner_disks[GUARD_DISKS]; /* block devices whose bytes are the owner directory's; 0 ends the list */
@@ -86,16 +92,19 @@ const volatile __u32 owner_disks[GUARD_DISKS]; /* block devices whose bytes are 
 /* ---- maps ---- */
 
 struct task_tag {
-	__u32 born_privileged; /* the address space began with a privileged exec */
+	__u32 born_privileged; /* the address space began with a privileged exec; the loader writes this and the next */
+	__u32 script;	       /* enum guard_script: the program's script, */
 	__u32 updater;	       /* enum updater */
 	__u32 loading;	       /* a BPF program is in the verifier, in this system call */
 	__u32 untrusted;       /* the exec under way has an untrusted file in its chain ... */
 	char name[GUARD_NAMES][GUARD_NAME]; /* ... this one */
+	__u32 interpreter; /* enum guard_interpreter_kind; found out at the first open after an exec */
+	char script_name[GUARD_NAME] __attribute__((aligned(8))); /* the last part of the script's path, cut */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2); /* the mode; the running /etc, where locking put another one in its place */
 	__type(key, __u32);
 	__type(value, __u32);
 } gd_mode SEC(".maps");
@@ -130,6 +139,7 @@ struct {
 
 #include "guard_judge.h"
 #include "guard_secret.h"
+#include "guard_script.h"
 
 /* ---- tracking ---- */
 
@@ -182,6 +192,8 @@ int BPF_PROG(guard_exec_done, const struct linux_binprm *bprm)
 		tag->updater = updater_after_exec(task, BPF_CORE_READ(bprm, file, f_path.dentry),
 						  BPF_CORE_READ(bprm, unsafe), tag->updater);
 		tag->loading = 0;
+		tag->interpreter = INTERPRETER_UNKNOWN;
+		tag->script = SCRIPT_UNKNOWN;
 	}
 	return 0;
 }
@@ -194,8 +206,12 @@ int BPF_PROG(guard_fork, struct task_struct *task, unsigned long clone_flags)
 	if (!parent || !parent->born_privileged)
 		return 0;
 	child = bpf_task_storage_get(&gd_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (child)
+	if (child) {
 		child->born_privileged = 1;
+		child->interpreter = parent->interpreter;
+		child->script = parent->script;
+		__builtin_memcpy(child->script_name, parent->script_name, sizeof(child->script_name));
+	}
 	return 0;
 }
 
@@ -434,6 +450,12 @@ int BPF_PROG(guard_open, struct file *file)
 	type = BPF_CORE_READ(inode, i_mode) & S_IFMT;
 	if (type == S_IFCHR && BPF_CORE_READ(inode, i_rdev) >> 20 == SG_MAJOR) /* reads disks in any mode */
 		return refuse(RULE_BLOCK, dentry, BPF_CORE_READ(inode, i_rdev));
+	if (type == S_IFREG) {
+		int result = script_open(file, dentry);
+
+		if (result)
+			return result;
+	}
 	if (!(BPF_CORE_READ(file, f_mode) & FMODE_WRITE))
 		return reading(file, inode, dentry, type);
 	if (type == S_IFBLK) {
@@ -498,93 +520,4 @@ int BPF_PROG(guard_pivot, const struct path *old_path, const struct path *new_pa
 }
 
 #include "guard_owner.h"
-
-/* ---- self-protection ---- */
-
-SEC("lsm/bpf_map")
-int BPF_PROG(guard_map, struct bpf_map *map, fmode_t fmode)
-{
-	struct guard_denial_key key = {};
-
-	/* A descriptor for reading is enough to have a program write: the verifier does not look at its mode. So the
-	 * maps that decide cannot be opened at all, and those that report for reading only. */
-	if (map != (struct bpf_map *)&gd_mode && map != (struct bpf_map *)&gd_inodes &&
-	    map != (struct bpf_map *)&gd_tasks) {
-		if (!(fmode & FMODE_WRITE))
-			return 0;
-		if (map != (struct bpf_map *)&gd_counters && map != (struct bpf_map *)&gd_denials)
-			return 0;
-	}
-	/* In every mode: nothing outside has a reason to, and a mode that root can write is no latch. */
-	key.rule = RULE_MAP_FD;
-	verdict(&key, BPF_CORE_READ(map, id));
-	return -EPERM;
-}
-
-SEC("lsm/bpf_prog_load")
-int BPF_PROG(guard_prog_load, struct bpf_prog *prog)
-{
-	struct task_tag *tag;
-	__u32 type;
-
-	if (mode() == GUARD_OPEN || is_init())
-		return 0;
-	type = BPF_CORE_READ(prog, type);
-	if (type == BPF_PROG_TYPE_KPROBE || type == BPF_PROG_TYPE_TRACEPOINT || type == BPF_PROG_TYPE_PERF_EVENT ||
-	    type == BPF_PROG_TYPE_RAW_TRACEPOINT || type == BPF_PROG_TYPE_RAW_TRACEPOINT_WRITABLE ||
-	    type == BPF_PROG_TYPE_TRACING || type == BPF_PROG_TYPE_STRUCT_OPS || type == BPF_PROG_TYPE_EXT ||
-	    type == BPF_PROG_TYPE_LSM || type == BPF_PROG_TYPE_SYSCALL)
-		return refuse(RULE_PROGRAM, NULL, type);
-	/* The other kinds may not read memory at will: see observing_program(). */
-	tag = bpf_task_storage_get(&gd_tasks, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!tag)
-		return silent_refusal();
-	tag->loading = 1;
-	return 0;
-}
-
-SEC("lsm/sb_umount")
-int BPF_PROG(guard_umount, struct vfsmount *vfsmount, int flags)
-{
-	struct mount *mnt, *above;
-	struct dentry *root;
-
-	if (mode() == GUARD_OPEN)
-		return 0;
-	mnt = mount_of(vfsmount);
-	above = BPF_CORE_READ(mnt, mnt_parent);
-	if (!in_first_mount_ns() && !propagates(above))
-		return 0;
-	root = BPF_CORE_READ(vfsmount, mnt_root);
-	/* A lazy unmount of a parent takes bpffs along, and this hook sees the parent only. */
-	if (BPF_CORE_READ(vfsmount, mnt_sb, s_magic) == BPFFS_MAGIC || is_system_place(vfsmount, root) ||
-	    shared_system_place(above, BPF_CORE_READ(mnt, mnt_mountpoint)) || is_owner_root(root) ||
-	    ((flags & MNT_DETACH) && BPF_CORE_READ(mnt, mnt_mounts.next) != &mnt->mnt_mounts))
-		return refuse(RULE_UMOUNT, BPF_CORE_READ(mnt, mnt_mountpoint), flags);
-	return 0;
-}
-
-/* ---- the latch: the only way to change the mode, and only upwards; a request for GUARD_OPEN asks for the mode ---- */
-
-SEC("syscall")
-int guard_latch(struct guard_latch_request *request)
-{
-	__u32 zero = 0, wanted = request->mode;
-	__u32 *value = bpf_map_lookup_elem(&gd_mode, &zero);
-
-	if (!value || wanted > GUARD_LOCKED)
-		return -22;
-	if (wanted == GUARD_OPEN)
-		return mode();
-	for (int i = 0; i < 4; i++) {
-		__u32 now = *(volatile __u32 *)value;
-
-		if (now == wanted)
-			return 0;
-		if (now > wanted)
-			return -EPERM;
-		if (__sync_val_compare_and_swap(value, now, wanted) == now)
-			return 0;
-	}
-	return -11;
-}
+#include "guard_self.h"

@@ -35,6 +35,7 @@ enum guard_rule {
 	RULE_SECRET,	   /* reading below the owner directory's secrets, or looking into the updater */
 	RULE_OBSERVE,	   /* perf events, tracefs: other ways to see the memory of others */
 	RULE_IDENTITY,	   /* another file set as the running program */
+	RULE_SCRIPT,	   /* text from an untrusted file, run by a privileged interpreter */
 	RULE_COUNT
 };
 
@@ -42,14 +43,39 @@ enum guard_rule {
 	{                                                                                                              \
 		"exec", "gain", "map", "map-writable", "anonymous", "modified", "ptrace", "capability", "kernel-file", \
 			"block", "helper", "memory-file", "securityfs", "mount", "umount", "pivot", "pin", "map-fd",   \
-			"program", "owner", "secret", "observe", "identity"                                                                             \
+			"program", "owner", "secret", "observe", "identity", "script"                                                                             \
 	}
 
 #define GUARD_COMM 16
 #define GUARD_NAMES 3 /* last path components kept in a record, the file itself first */
 #define GUARD_NAME 32 /* bytes kept of each, with the closing zero */
 #define GUARD_JIT 16  /* sealed programs that may have anonymous executable memory */
+#define GUARD_INTERPRETERS 64 /* sealed programs that run text */
 #define GUARD_DISKS 8 /* block devices that hold the owner directory: partition, disk, what lies below */
+
+/* How an interpreter takes its script; the order is ABI. */
+enum guard_interpreter_kind {
+	INTERPRETER_UNKNOWN,
+	INTERPRETER_NONE, /* runs no text */
+	INTERPRETER_SHELL,
+	INTERPRETER_PYTHON,
+	INTERPRETER_PERL,
+	INTERPRETER_OTHER, /* options like most: -e, -c or -r has code, the first other argument is a script */
+};
+
+/* What is known of the script that an interpreter was started with. */
+enum guard_script {
+	SCRIPT_UNKNOWN, /* nobody has looked yet */
+	SCRIPT_NONE,	/* code in the arguments, on standard input, or a module by name */
+	SCRIPT_PENDING, /* named, and not opened yet: until then nothing untrusted is opened */
+	SCRIPT_LINK,	/* the same, by a link of the sealed tree */
+	SCRIPT_SEEN,	/* opened, and it was trusted; or it ran before the guard did */
+};
+
+struct guard_interpreter {
+	__u64 ino; /* on the sealed tree; 0 ends the list */
+	__u64 kind;
+};
 
 struct guard_denial_key {
 	__u32 rule;
@@ -68,6 +94,7 @@ struct guard_denial {
 
 struct guard_latch_request {
 	__u32 mode;
+	__u32 etc_dev; /* with GUARD_LOCKED: the running /etc now, kernel dev_t; 0: still the one that was frozen */
 };
 
 #endif

@@ -13,6 +13,16 @@ static __always_inline __u32 mode(void)
 	return value ? *(volatile __u32 *)value : GUARD_LOCKED;
 }
 
+/* The running /etc: locking a machine that runs puts another file system there, after the guard was loaded. */
+static __always_inline __u32 etc_device(void)
+{
+	__u32 one = 1;
+	__u32 *value = bpf_map_lookup_elem(&gd_mode, &one);
+	__u32 now = value ? *(volatile __u32 *)value : 0;
+
+	return now ? now : etc_dev;
+}
+
 static __always_inline void names_of(char (*name)[GUARD_NAME], struct dentry *dentry)
 {
 	for (int i = 0; i < GUARD_NAMES && dentry; i++) {
@@ -206,12 +216,12 @@ static __noinline bool covers_owner(struct mount *mnt, struct dentry *dentry)
 static __noinline bool shared_system_place(struct mount *mnt, struct dentry *dentry)
 {
 	struct dentry *top = NULL;
-	__u32 dev;
+	__u32 dev, etc = etc_device();
 
 	if (!propagates(mnt))
 		return false;
 	dev = BPF_CORE_READ(dentry, d_sb, s_dev);
-	if (etc_dev && dev == etc_dev)
+	if (etc && dev == etc)
 		return true;
 	if (!sealed_dev || dev != sealed_dev)
 		return false;

@@ -157,7 +157,7 @@ static __noinline int reading(struct file *file, struct inode *inode, struct den
 		return 0;
 	}
 	/* The updater believes nothing that root can write there: no ld.so.preload, no openssl.cnf, no apt sources. */
-	if (etc_dev && dev == etc_dev && updater_now())
+	if (dev == etc_device() && updater_now())
 		return silent_refusal(); /* the C library tries at each start */
 	return 0;
 }

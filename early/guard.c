@@ -26,7 +26,9 @@
 #include "../bpf/guard.h"
 #include "guard.skel.h"
 
-_Static_assert(GUARD_JIT == GUARD_JIT_LIMIT && GUARD_DISKS == GUARD_DISKS_LIMIT, "one limit, two headers");
+_Static_assert(GUARD_JIT == GUARD_JIT_LIMIT && GUARD_DISKS == GUARD_DISKS_LIMIT &&
+		       GUARD_INTERPRETERS == GUARD_INTERPRETERS_LIMIT,
+	       "one limit, two headers");
 
 #define BPFFS_MAGIC 0xcafe4a11
 #define KERNEL_BTF "/sys/kernel/btf/vmlinux"
@@ -217,8 +219,10 @@ static int tag_running(struct guard_bpf *guard)
 	pid_t *privileged = calloc(MAX_PROCESSES, sizeof(*privileged)), *others = calloc(MAX_PROCESSES, sizeof(*others));
 	int error = tag && privileged && others ? 0 : -ENOMEM;
 
-	if (!error)
+	if (!error) {
 		tag[0] = 1; /* struct task_tag begins with born_privileged */
+		tag[1] = SCRIPT_SEEN; /* and script: whatever it was, it runs */
+	}
 	for (int round = 0; round < 2 && !error; round++) {
 		size_t privileged_count = 0, others_count = 0;
 		DIR *proc = opendir("/proc");
@@ -344,6 +348,57 @@ static int add_disk(struct guard_config *config, struct guard_disk disk)
 	return error;
 }
 
+/* The kind of interpreter that Debian has under this name; a version may follow. */
+static unsigned interpreter_kind(const char *name)
+{
+	static const struct {
+		const char *name;
+		unsigned kind;
+	} known[] = {
+		{"sh", INTERPRETER_SHELL},     {"dash", INTERPRETER_SHELL},   {"bash", INTERPRETER_SHELL}, {"ksh", INTERPRETER_SHELL},
+		{"mksh", INTERPRETER_SHELL},   {"zsh", INTERPRETER_SHELL},    {"yash", INTERPRETER_SHELL}, {"fish", INTERPRETER_SHELL},
+		{"python", INTERPRETER_PYTHON}, {"pypy", INTERPRETER_PYTHON}, {"perl", INTERPRETER_PERL},  {"ruby", INTERPRETER_OTHER},
+		{"lua", INTERPRETER_OTHER},    {"luajit", INTERPRETER_OTHER}, {"node", INTERPRETER_OTHER}, {"nodejs", INTERPRETER_OTHER},
+		{"php", INTERPRETER_OTHER},    {"tclsh", INTERPRETER_OTHER},  {"guile", INTERPRETER_OTHER},
+	};
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+		size_t length = strlen(known[i].name);
+
+		if (strncmp(name, known[i].name, length) == 0 &&
+		    (!name[length] || name[length] == '.' || isdigit((unsigned char)name[length])))
+			return known[i].kind;
+	}
+	return INTERPRETER_NONE;
+}
+
+/* Lists the tree's interpreters: more than fit is a fault, since those left out would go unguarded. */
+static int list_interpreters(const char *root, struct guard_config *config)
+{
+	char path[256];
+	struct dirent *entry;
+	struct stat status;
+	int count = 0, error = 0;
+
+	snprintf(path, sizeof(path), "%s/usr/bin", root);
+	DIR *programs = opendir(path);
+	if (!programs)
+		return -errno;
+	while (!error && (entry = readdir(programs))) {
+		unsigned kind = interpreter_kind(entry->d_name);
+
+		/* Links lead to others of the list. */
+		if (kind == INTERPRETER_NONE || fstatat(dirfd(programs), entry->d_name, &status, AT_SYMLINK_NOFOLLOW) != 0 ||
+		    !S_ISREG(status.st_mode))
+			continue;
+		if (count == GUARD_INTERPRETERS)
+			error = -E2BIG;
+		else
+			config->interpreters[count++] = (struct guard_program){status.st_ino, kind};
+	}
+	closedir(programs);
+	return error;
+}
+
 int guard_describe(const char *root, const char *owner, struct guard_config *config)
 {
 	struct stat sealed, etc, own;
@@ -366,6 +421,9 @@ int guard_describe(const char *root, const char *owner, struct guard_config *con
 	config->owner_major = major(own.st_dev);
 	config->owner_minor = minor(own.st_dev);
 	config->owner_ino = own.st_ino;
+	int error = list_interpreters(root, config);
+	if (error)
+		return error;
 	/* Major 0: in memory, and no disk has a copy. */
 	return config->owner_major ? add_disk(config, (struct guard_disk){config->owner_major, config->owner_minor}) : 0;
 }
@@ -388,6 +446,8 @@ int guard_load(const struct guard_config *config)
 	guard->rodata->first_mount_ns = namespace.st_ino;
 	for (int i = 0; i < GUARD_JIT; i++)
 		guard->rodata->jit_inodes[i] = config->jit_inodes[i];
+	for (int i = 0; i < GUARD_INTERPRETERS; i++)
+		guard->rodata->interpreters[i] = (struct guard_interpreter){config->interpreters[i].ino, config->interpreters[i].kind};
 	guard->rodata->etc_dev = kernel_dev(config->etc_major, config->etc_minor);
 	guard->rodata->root_mount = config->root_mount;
 	for (int i = 0; i < GUARD_DISKS; i++)
@@ -415,12 +475,15 @@ int guard_load(const struct guard_config *config)
 static int request(unsigned mode)
 {
 	struct guard_latch_request request = {.mode = mode};
+	struct stat root, etc;
 	LIBBPF_OPTS(bpf_test_run_opts, run, .ctx_in = &request, .ctx_size_in = sizeof(request));
 	int latch = bpf_obj_get(GUARD_PINS "/latch");
 	int error;
 
 	if (latch < 0)
 		return -errno;
+	if (mode == GUARD_LOCKED && stat("/", &root) == 0 && stat("/etc", &etc) == 0 && etc.st_dev != root.st_dev)
+		request.etc_dev = kernel_dev(major(etc.st_dev), minor(etc.st_dev));
 	error = bpf_prog_test_run_opts(latch, &run);
 	close(latch);
 	return error ? error : (int)run.retval;

@@ -9,20 +9,28 @@
 #define GUARD_PINS GUARD_BPFFS "/freehold"
 #define GUARD_JIT_LIMIT 16
 #define GUARD_DISKS_LIMIT 8
+#define GUARD_INTERPRETERS_LIMIT 64
 
 struct guard_disk {
 	unsigned major, minor;
 };
 
+/* A sealed program that runs text, and how it takes its script (enum guard_interpreter_kind of bpf/guard.h). */
+struct guard_program {
+	unsigned long long ino;
+	unsigned kind;
+};
+
 /* Device numbers as stat(2) gives them. The owner directory lies at the top of its file system. Unused ends of
  * jit_inodes are 0: sealed programs, by inode number on the sealed overlay, that may have anonymous executable memory.
  * etc is 0:0 when /etc is no file system of its own. disks are the block devices that hold the owner directory: its
- * partition, the whole disk, and what those are made of; the first one with major 0 ends the list. */
+ * partition, the whole disk, and what those are made of; the first one with major 0 ends the list. interpreters are those of the tree's /usr/bin, by their names. */
 struct guard_config {
 	unsigned sealed_major, sealed_minor;
 	unsigned owner_major, owner_minor;
 	unsigned long long owner_ino;
 	unsigned long long jit_inodes[GUARD_JIT_LIMIT];
+	struct guard_program interpreters[GUARD_INTERPRETERS_LIMIT];
 	unsigned etc_major, etc_minor;
 	unsigned long long root_mount;
 	struct guard_disk disks[GUARD_DISKS_LIMIT];

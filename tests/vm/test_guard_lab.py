@@ -56,6 +56,10 @@ REFUSED = names(
     updater_filtered updater_shared_directories updater_looked_into updater_memory updater_attached
     mount_over_owner mount_over_owner_disk umount_owner_disk mount_usr_through_peer mount_usr_in_peer_namespace
     umount_bpffs_in_peer_namespace
+    dash_script bash_script dash_source bash_source bash_source_as_input bash_source_input bash_in_subshell
+    bash_child_reads dash_script_says_so
+    bash_environment etc_changed_source python_script python_script_link python_script_options python_script_dashes
+    python_import perl_script perl_options perl_import
     """
 )
 #: Allowed in every mode: sealed and signed code, users, containers, harmless administration.
@@ -69,6 +73,10 @@ FREE = names(
     container_exec_unsigned container_exec_script container_exec_memfd container_map_anonymous
     updater_reads others_looked_into admin_after_load
     container_map_unsigned container_protect_modified container_mount_usr_own_namespace container_ptrace_own
+    sealed_shell_script sealed_source etc_source shell_reads_input dash_reads_input shell_reads_kernel shell_pipe
+    shell_heredoc shell_writes python_sealed_script python_sealed_link python_command perl_command
+    user_dash_script user_bash_source user_python_script user_python_import user_perl_script
+    container_dash_script container_python_script
     """
 )
 #: Refused in every mode: nobody outside the guard has a reason to open the maps that decide.
@@ -81,7 +89,7 @@ FATAL = {
 RULES = names(
     """
     exec gain map map-writable anonymous modified ptrace capability kernel-file block helper memory-file securityfs
-    mount umount pivot pin map-fd program owner secret observe identity
+    mount umount pivot pin map-fd program owner secret observe identity script
     """
 )
 
@@ -197,7 +205,7 @@ def test_locked_refuses_the_list(lab: Report) -> None:
     assert not allowed
     # Programs report a failed load in their own way; everything else is the guard's EPERM.
     other = {name: got["locked"] for name, got in lab.got.items() if name in REFUSED | FATAL and got["locked"] != 1}
-    assert set(other) == {"ld_so_file"}
+    assert set(other) == {"ld_so_file", "dash_script_says_so"}
 
 
 def test_locked_leaves_the_rest_alone(lab: Report) -> None:

@@ -6,7 +6,7 @@ set -eu
 out=$1 kernel=$2 work=$3
 here=$(dirname "$0")
 rm -rf "$work/root"
-mkdir -p "$work/root/seal" "$work/root/empty" "$work/root/root" "$work/root/modules"
+mkdir -p "$work/root/seal" "$work/root/empty" "$work/root/root" "$work/root/modules" "$work/root/layer"
 cd "$work/root/seal"
 mkdir -p usr/bin usr/lib/place usr/lib/x86_64-linux-gnu usr/lib/freehold lib64 etc dev proc sys tmp sysroot mnt signed
 ln -s usr/lib lib
@@ -25,7 +25,13 @@ cp "$seal/usr/lib/freehold/updater" "$seal/usr/lib/freehold/copy"
 cp "$seal/usr/bin/lab" "$seal/usr/bin/python3"
 printf '#!/usr/bin/lab ok\n' >"$seal/usr/bin/script"
 chmod 755 "$seal/usr/bin/script"
-libraries=$(ldd /usr/bin/python3.13 /usr/lib/python3.13/lib-dynload/_ctypes.*.so /usr/bin/true | awk '$3 ~ "^/" {print $3}' | sort -u)
+echo >"$seal/usr/lib/freehold/updater.py"
+for shell in bash dash perl; do cp "/usr/bin/$shell" "$seal/usr/bin/"; done
+echo 'exit 7' >"$seal/usr/lib/sealed.sh"
+echo 'exit 7' >"$seal/etc/script"
+printf 'import sys\nraise SystemExit(7 if open(sys.argv[1]).read() == "data\\n" else 9)\n' >"$seal/usr/lib/sealed"
+ln -s ../lib/sealed "$seal/usr/bin/tool"
+libraries=$(ldd /usr/bin/bash /usr/bin/perl /usr/bin/python3.13 /usr/lib/python3.13/lib-dynload/_ctypes.*.so /usr/bin/true | awk '$3 ~ "^/" {print $3}' | sort -u)
 for library in $libraries; do cp -L "$library" "$seal/usr/lib/x86_64-linux-gnu/"; done
 cp -L /lib64/ld-linux-x86-64.so.2 "$seal/lib64/"
 cp /usr/bin/python3.13 "$seal/usr/bin/"

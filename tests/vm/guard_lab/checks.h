@@ -317,8 +317,9 @@ static int other_map_write(void) /* the guard does not mind other people's maps 
 
 static int program_load(unsigned type)
 {
-	struct bpf_insn code[] = {{.code = 0xb7}, {.code = 0x95}}; /* r0 = 0; exit */
-	union bpf_attr attr = {.prog_type = type, .insn_cnt = 2, .insns = (unsigned long)code,
+	/* r0 = 0, more often than a probe of libbpf's has instructions; exit */
+	struct bpf_insn code[] = {{.code = 0xb7}, {.code = 0xb7}, {.code = 0xb7}, {.code = 0xb7}, {.code = 0x95}};
+	union bpf_attr attr = {.prog_type = type, .insn_cnt = 5, .insns = (unsigned long)code,
 			       .license = (unsigned long)"GPL"};
 
 	return done(bpf(BPF_PROG_LOAD, &attr));

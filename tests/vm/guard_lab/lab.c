@@ -114,6 +114,7 @@ static long bpf(int command, union bpf_attr *attr)
 #include "checks.h"
 #include "secrets.h"
 #include "veterans.h"
+#include "scripts.h"
 
 /* ---- the list ---- */
 
@@ -153,10 +154,17 @@ static const struct check {
 	C(others_looked_into), C(mount_over_owner), C(mount_over_owner_disk), C(umount_owner_disk),
 	C(mount_usr_through_peer), C(mount_usr_in_peer_namespace),
 	C(umount_bpffs_in_peer_namespace),
+	C(dash_script), C(bash_script), C(dash_source), C(bash_source), C(bash_source_as_input), C(bash_source_input),
+	C(bash_in_subshell), C(bash_child_reads), C(dash_script_says_so), C(bash_environment), C(etc_changed_source), C(python_script), C(python_script_link),
+	C(python_script_options), C(python_script_dashes), C(python_import), C(perl_script), C(perl_options), C(perl_import),
+	C(sealed_shell_script), C(sealed_source), C(etc_source), C(shell_reads_input), C(dash_reads_input),
+	C(shell_reads_kernel), C(shell_pipe), C(shell_heredoc), C(shell_writes), C(python_sealed_script),
+	C(python_sealed_link), C(python_command), C(perl_command),
 	U(exec_unsigned), U(exec_script), U(exec_memfd), U(ld_so_file), U(preload), U(map_anonymous), U(map_unsigned),
 	U(protect_modified), U(ptrace_own), U(own_memory_file), U(setuid_unsigned), U(setgid_unsigned),
+	U(dash_script), U(bash_source), U(python_script), U(python_import), U(perl_script),
 	N(exec_unsigned), N(exec_script), N(exec_memfd), N(map_anonymous), N(map_unsigned), N(protect_modified),
-	N(mount_usr_own_namespace), N(ptrace_own),
+	N(mount_usr_own_namespace), N(ptrace_own), N(dash_script), N(python_script),
 };
 
 static int become(enum who who)
@@ -322,8 +330,10 @@ static void first_stage(void)
 	must_mount("/dev/vdb1", "/sysroot", "ext4", 0, NULL);
 	must_mount("/dev/vda", "/signed", "ext4", 0, NULL);
 	must_mount("overlay", "/root", "overlay", 0, "lowerdir=/seal:/empty");
-	must_mount("tmpfs", "/root/etc", "tmpfs", 0, NULL);
-	put("/root/etc/file", "x", 0644);
+	/* As on a machine: over the sealed files a layer in memory. */
+	must_mount("tmpfs", "/layer", "tmpfs", 0, NULL);
+	check_or_stop(mkdir("/layer/upper", 0755) || mkdir("/layer/work", 0755), "/layer");
+	must_mount("overlay", "/root/etc", "overlay", 0, "lowerdir=/root/etc,upperdir=/layer/upper,workdir=/layer/work");
 	mkdir("/sysroot/owner", 0755);
 	check_or_stop((errno = -guard_describe("/root", "/sysroot/owner", &config)), "guard_describe");
 	check_or_stop(!config.disks[1].major || config.disks[2].major, "a partition and its disk");
@@ -411,6 +421,7 @@ static void second_stage(void)
 	copy(LAB, "/tmp/setuid", 04755);
 	copy(LAB, "/tmp/setgid", 02755);
 	put("/tmp/script", "#!/usr/bin/lab ok\n", 0755);
+	scripts_write();
 	check_or_stop((errno = add_key_and_sign()), "fs-verity signature");
 	/* The same files at another root: from there somebody could mount over its /usr. */
 	check_or_stop(mount("/", "/mnt/jail", NULL, MS_BIND | MS_REC, NULL), "jail");
@@ -442,7 +453,7 @@ int main(int argc, char **argv)
 	if (argc == 2 && strcmp(argv[1], "secret") == 0)
 		return secret_read();
 	if (argc == 6 && strcmp(argv[5], "self-check") == 0) /* the launcher takes us for Python */
-		return updater_program();
+		return updater_program(argv[4]);
 	if (argc == 4 && strcmp(argv[1], "check") == 0)
 		return play_here(atoi(argv[2]), argv[3]);
 	if (argc == 2 && strcmp(argv[1], "second") == 0)

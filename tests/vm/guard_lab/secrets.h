@@ -154,10 +154,10 @@ static int another_program(void)
 /* ---- the updater ---- */
 
 /* What the laboratory's updater does; the launcher takes everything away by which one could tell it, but a file. */
-static int updater_program(void)
+static int updater_program(const char *script)
 {
 	char word[16] = "";
-	int fd = open(WORD, O_RDONLY), status;
+	int status, fd = done(open(script, O_RDONLY)) ? -1 : open(WORD, O_RDONLY); /* as Python does: first its script */
 	pid_t pid;
 
 	if (read(fd, word, sizeof(word) - 1) < 0)
@@ -205,7 +205,7 @@ static int updater_reads_etc(void) { return updater("etc"); }
 static int updater_without_launcher(void)
 {
 	put(WORD, "read", 0600);
-	return RUN("/usr/bin/python3", "-I", "-S", "-B", "x", "self-check");
+	return RUN("/usr/bin/python3", "-I", "-S", "-B", "/usr/lib/freehold/updater.py", "self-check");
 }
 
 static int updater_copied_launcher(void) /* under another name of the sealed tree */

@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Text that privileged interpreters run: script files, sourced and imported ones. Part of guard.bpf.c, included there
+ * once. docs/guard.md, "Scripts", has the reasons.
+ *
+ * A shell reads code as it reads data, so the reading is judged: of an untrusted file it may read its standard input only.
+ * The others read data all day. Of them the file that is their script is judged, and what has a name that they import.
+ */
+#ifndef FREEHOLD_BPF_GUARD_SCRIPT_H
+#define FREEHOLD_BPF_GUARD_SCRIPT_H
+
+#define MAY_READ 4
+#define MNT_NS_INTERNAL -22 /* an error's number in the place of a pointer; fs/mount.h */
+#define ARGUMENTS 512 /* bytes of a program's arguments that are looked at */
+
+struct script_walk {
+	__u32 kind;
+	__u32 argument;	 /* number of the argument that the walk is in */
+	__u32 place;	 /* enum place */
+	__u32 skip_next; /* the next argument belongs to an option */
+	__u32 no_options;
+	__u32 result; /* enum guard_script */
+	__u32 from;   /* where the last part of the script's path begins */
+};
+
+enum place { PLACE_BEGIN, PLACE_SKIPPED, PLACE_DASH, PLACE_DASHES, PLACE_OPTIONS, PLACE_OPTION_ARGUMENT, PLACE_SCRIPT };
+
+/* The arguments, while they are looked through. By task: two of one processor can be at it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, char[ARGUMENTS]);
+} gd_arguments SEC(".maps");
+
+/* ---- which programs ---- */
+
+static __noinline __u32 interpreter_of(struct task_struct *task)
+{
+	struct inode *inode = BPF_CORE_READ(task, mm, exe_file, f_inode);
+	__u64 ino = BPF_CORE_READ(inode, i_ino);
+
+	if (!sealed_dev || BPF_CORE_READ(inode, i_sb, s_dev) != sealed_dev)
+		return INTERPRETER_NONE;
+	for (int i = 0; i < GUARD_INTERPRETERS && interpreters[i].ino; i++)
+		if (interpreters[i].ino == ino)
+			return interpreters[i].kind;
+	return INTERPRETER_NONE;
+}
+
+/* ---- which files ---- */
+
+/* What the kernel itself says is no code that somebody stored. */
+static __always_inline bool is_kernel_text(struct inode *inode)
+{
+	__u64 magic = BPF_CORE_READ(inode, i_sb, s_magic);
+
+	return magic == PROC_MAGIC || magic == SYSFS_MAGIC || magic == CGROUP2_MAGIC || magic == SECURITYFS_MAGIC;
+}
+
+/* The running /etc: its lower layers are the sealed tree and the owner's image, its upper one is whose root is. The
+ * pointer to the upper one stands behind the inode (struct ovl_inode); the laboratory fails where a kernel moves it. */
+static __always_inline bool is_verified_etc(struct inode *inode)
+{
+	__u64 upper = 1;
+
+	if (BPF_CORE_READ(inode, i_sb, s_magic) != OVERLAYFS_MAGIC)
+		return false;
+	bpf_probe_read_kernel(&upper, sizeof(upper), (char *)inode + bpf_core_type_size(struct inode));
+	return !upper;
+}
+
+static __noinline bool trusted_text(struct file *file)
+{
+	struct inode *inode = file->f_inode;
+
+	if (BPF_CORE_READ(inode, i_sb, s_dev) == etc_device())
+		return is_verified_etc(inode);
+	return is_kernel_text(inode) || trusted_inode(inode);
+}
+
+/* A file that the kernel opened for its own use, below an overlay's: through a mount of no namespace, where no path leads.
+ * The one above has been judged. */
+static __always_inline bool is_below(struct file *file)
+{
+	struct mount *mnt = mount_of(BPF_CORE_READ(file, f_path.mnt));
+
+	return BPF_CORE_READ(file, f_mode) & FMODE_BACKING || (__s64)BPF_CORE_READ(mnt, mnt_ns) == MNT_NS_INTERNAL;
+}
+
+#define TAIL3(a, b, c) ((__u32)(a) << 8 | (__u32)(b) << 16 | (__u32)(c) << 24)
+#define TAIL4(a, b, c, d) ((__u32)(a) | TAIL3(b, c, d))
+
+/* Names of what is imported without having been named: by Python, Perl, and the others that Debian has. */
+static __noinline bool is_importable(struct dentry *dentry)
+{
+	__u32 length = BPF_CORE_READ(dentry, d_name.len), tail = 0, tail3;
+
+	if (length < 4)
+		return false;
+	bpf_probe_read_kernel(&tail, sizeof(tail), BPF_CORE_READ(dentry, d_name.name) + length - 4);
+	tail3 = tail & 0xffffff00;
+	if (tail3 == TAIL3('.', 'p', 'y') || tail3 == TAIL3('.', 'p', 'l') || tail3 == TAIL3('.', 'p', 'm') ||
+	    tail3 == TAIL3('.', 'p', 'h') || tail3 == TAIL3('.', 'a', 'l') || tail3 == TAIL3('.', 'r', 'b') ||
+	    tail3 == TAIL3('.', 'j', 's'))
+		return true;
+	return tail == TAIL4('.', 'p', 'y', 'c') || tail == TAIL4('.', 'p', 't', 'h') || tail == TAIL4('.', 'z', 'i', 'p') ||
+	       tail == TAIL4('.', 'e', 'g', 'g') || tail == TAIL4('.', 'w', 'h', 'l') || tail == TAIL4('.', 'p', 'y', 'z') ||
+	       tail == TAIL4('.', 'l', 'u', 'a') || tail == TAIL4('.', 't', 'c', 'l') || tail == TAIL4('.', 'm', 'j', 's') ||
+	       tail == TAIL4('.', 'c', 'j', 's') || tail == TAIL4('.', 'p', 'h', 'p');
+}
+
+/* ---- which of its arguments is the script ---- */
+
+/* One letter of a cluster of options: what follows it. */
+static __always_inline void option_letter(struct script_walk *walk, char c)
+{
+	__u32 kind = walk->kind;
+	bool code, argument, rest = false;
+
+	switch (kind) {
+	case INTERPRETER_SHELL:
+		code = c == 'c' || c == 's';
+		argument = c == 'o' || c == 'O';
+		break;
+	case INTERPRETER_PYTHON:
+		code = c == 'c' || c == 'm';
+		argument = c == 'W' || c == 'X';
+		break;
+	default:
+		code = c == 'e' || c == 'E' || (kind == INTERPRETER_OTHER && (c == 'c' || c == 'r'));
+		argument = c == 'I';
+		rest = c == 'F' || c == 'M' || c == 'm' || c == 'i' || c == 'x' || c == 'C' || c == 'D' || c == 'V' || c == ':';
+	}
+	if (code)
+		walk->result = SCRIPT_NONE;
+	walk->place = argument ? PLACE_OPTION_ARGUMENT : rest ? PLACE_SKIPPED : PLACE_OPTIONS;
+}
+
+static long walk_arguments(__u32 index, struct script_walk *walk)
+{
+	char *text = bpf_task_storage_get(&gd_arguments, bpf_get_current_task_btf(), 0, 0), c;
+
+	if (!text || index >= ARGUMENTS)
+		return 1;
+	c = text[index];
+	if (!c) {
+		if (walk->place == PLACE_SCRIPT)
+			walk->result = SCRIPT_PENDING;
+		else if (walk->place == PLACE_DASH) /* standard input */
+			walk->result = SCRIPT_NONE;
+		else if (walk->place == PLACE_DASHES)
+			walk->no_options = 1;
+		walk->skip_next = walk->place == PLACE_OPTION_ARGUMENT;
+		walk->place = PLACE_BEGIN;
+		walk->argument++;
+		return walk->result != SCRIPT_UNKNOWN;
+	}
+	switch (walk->place) {
+	case PLACE_BEGIN:
+		if (!walk->argument || walk->skip_next) {
+			walk->place = PLACE_SKIPPED;
+		} else if (c == '-' && !walk->no_options) {
+			walk->place = PLACE_DASH;
+		} else {
+			walk->place = PLACE_SCRIPT;
+			walk->from = c == '/' ? index + 1 : index;
+		}
+		break;
+	case PLACE_DASH:
+		if (c == '-')
+			walk->place = PLACE_DASHES;
+		else
+			option_letter(walk, c);
+		break;
+	case PLACE_OPTIONS:
+		option_letter(walk, c);
+		break;
+	case PLACE_DASHES: /* a long option */
+	case PLACE_OPTION_ARGUMENT:
+		walk->place = PLACE_SKIPPED;
+		break;
+	case PLACE_SCRIPT:
+		if (c == '/')
+			walk->from = index + 1;
+		break;
+	}
+	return walk->result != SCRIPT_UNKNOWN;
+}
+
+/* Which argument is the script, by the interpreter's rules. Where they are too many, or not to be read: one that no file is. */
+static __noinline void find_script(struct task_struct *task, struct task_tag *tag)
+{
+	__u64 from = BPF_CORE_READ(task, mm, arg_start), size = BPF_CORE_READ(task, mm, arg_end) - from;
+	__u32 length = size < ARGUMENTS ? size : ARGUMENTS - 1;
+	struct script_walk walk = {.kind = tag->interpreter};
+	char *text;
+
+	tag->script = SCRIPT_PENDING;
+	__builtin_memset(tag->script_name, 0, sizeof(tag->script_name));
+	text = bpf_task_storage_get(&gd_arguments, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!text)
+		return;
+	barrier_var(length); /* or the compiler leaves out the bound that the verifier looks for */
+	if (bpf_probe_read_user(text, length & (ARGUMENTS - 1), (void *)from) == 0) {
+		bpf_loop(ARGUMENTS, walk_arguments, &walk, 0);
+		if (walk.result == SCRIPT_UNKNOWN && size < ARGUMENTS)
+			walk.result = SCRIPT_NONE; /* no script at all: a prompt, or standard input */
+		if (walk.result == SCRIPT_PENDING && walk.from < ARGUMENTS)
+			bpf_probe_read_kernel_str(tag->script_name, sizeof(tag->script_name), text + walk.from);
+		if (walk.result == SCRIPT_NONE)
+			tag->script = SCRIPT_NONE;
+	}
+	bpf_task_storage_delete(&gd_arguments, task);
+}
+
+static __noinline bool is_named(struct dentry *dentry, const struct task_tag *tag)
+{
+	char name[GUARD_NAME] __attribute__((aligned(8))) = {};
+	const __u64 *one = (const __u64 *)name, *other = (const __u64 *)tag->script_name;
+
+	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(dentry, d_name.name));
+	if (__builtin_memcmp(name, "__main__.py", 11) == 0) /* what a directory is run by */
+		return true;
+	return name[0] && one[0] == other[0] && one[1] == other[1] && one[2] == other[2] && one[3] == other[3];
+}
+
+/* The dynamic loader's lists: what they lead to is judged when it is mapped. */
+static __noinline bool is_loaders(struct dentry *dentry)
+{
+	char name[8] __attribute__((aligned(8))) = {};
+
+	if (BPF_CORE_READ(dentry, d_sb, s_dev) != etc_device())
+		return false;
+	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(dentry, d_name.name));
+	return __builtin_memcmp(name, "ld.so.", 6) == 0;
+}
+
+/* ---- the hooks ---- */
+
+static __always_inline struct file *standard_input(struct task_struct *task)
+{
+	struct file **files = BPF_CORE_READ(task, files, fdt, fd), *first = NULL;
+
+	bpf_probe_read_kernel(&first, sizeof(first), files);
+	return first;
+}
+
+/* A regular file opened for reading, by whomever. */
+static __noinline int script_open(struct file *file, struct dentry *dentry)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_tag *tag;
+	int result;
+
+	if (!privileged_now() || is_below(file))
+		return 0;
+	tag = bpf_task_storage_get(&gd_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!tag)
+		return 0;
+	if (!tag->interpreter)
+		tag->interpreter = interpreter_of(task);
+	if (tag->interpreter == INTERPRETER_NONE)
+		return 0;
+	if (!tag->script)
+		find_script(task, tag);
+	if (tag->interpreter == INTERPRETER_SHELL) {
+		if (trusted_text(file) || is_loaders(dentry))
+			return 0;
+		/* Judged when it is read; but a file that becomes standard input as it is opened cannot be told from one that
+		 * was. And dash says nothing of a script that it cannot read, so its script it shall not open. */
+		if (standard_input(task) && !(tag->script == SCRIPT_PENDING && is_named(dentry, tag)))
+			return 0;
+		return refuse(RULE_SCRIPT, dentry, tag->interpreter);
+	}
+	if (trusted_text(file)) {
+		if (tag->script == SCRIPT_LINK || (tag->script == SCRIPT_PENDING && is_named(dentry, tag)))
+			tag->script = SCRIPT_SEEN;
+		return 0;
+	}
+	if (tag->script != SCRIPT_PENDING && tag->script != SCRIPT_LINK && !is_importable(dentry))
+		return 0;
+	if (is_loaders(dentry))
+		return 0;
+	result = refuse(RULE_SCRIPT, dentry, tag->interpreter);
+	if (!result)
+		tag->script = SCRIPT_SEEN; /* under audit, once */
+	return result;
+}
+
+/* By a link of the sealed tree the script has another name. */
+SEC("lsm/inode_follow_link")
+int BPF_PROG(guard_follow_link, struct dentry *dentry, struct inode *inode, bool rcu)
+{
+	struct task_tag *tag = bpf_task_storage_get(&gd_tasks, bpf_get_current_task_btf(), 0, 0);
+
+	if (tag && tag->script == SCRIPT_PENDING && is_sealed(dentry) && is_named(dentry, tag))
+		tag->script = SCRIPT_LINK;
+	return 0;
+}
+
+/* Of an untrusted file a privileged shell reads its standard input, which is data, and no script of its own. */
+SEC("lsm/file_permission")
+int BPF_PROG(guard_read, struct file *file, int mask)
+{
+	struct task_struct *task;
+	struct task_tag *tag;
+
+	if (!(mask & MAY_READ) || mode() == GUARD_OPEN)
+		return 0;
+	task = bpf_get_current_task_btf();
+	tag = bpf_task_storage_get(&gd_tasks, task, 0, 0);
+	if (!tag || tag->interpreter != INTERPRETER_SHELL || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFREG)
+		return 0;
+	if (is_below(file) || standard_input(task) == file || trusted_text(file) || !privileged_now())
+		return 0;
+	return refuse(RULE_SCRIPT, BPF_CORE_READ(file, f_path.dentry), tag->interpreter);
+}
+
+#endif

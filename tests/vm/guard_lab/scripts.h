@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Text for privileged interpreters. Part of lab.c, included there once. What ran says so by its exit status, 7. */
+#ifndef FREEHOLD_GUARD_LAB_SCRIPTS_H
+#define FREEHOLD_GUARD_LAB_SCRIPTS_H
+
+#define DASH "/usr/bin/dash"
+#define BASH "/usr/bin/bash"
+#define PYTHON "/usr/bin/python3.13"
+#define PERL "/usr/bin/perl"
+
+static void scripts_write(void)
+{
+	put("/tmp/text", "exit 7\n", 0644);
+	put("/tmp/text.sh", "exit 7\n", 0644);
+	put("/tmp/pytext", "raise SystemExit(7)\n", 0644);
+	put("/tmp/-c", "raise SystemExit(7)\n", 0644);
+	put("/tmp/imported.py", "raise SystemExit(7)\n", 0644);
+	put("/tmp/imported.pm", "exit 7;\n", 0644);
+	put("/tmp/empty", "", 0644);
+	put("/tmp/data", "data\n", 0644);
+	put("/etc/mine", "exit 7\n", 0644);
+	if (symlink("/tmp/pytext", "/tmp/link"))
+		perror("/tmp/link");
+}
+
+/* 0: the text ran. An interpreter that was refused a file ends with a status of its own. */
+static int ran(int status)
+{
+	return status == 7 ? 0 : EPERM;
+}
+
+static int with(const char *variable, char *const argv[])
+{
+	return spawn(argv, (char *[]){(char *)variable, NULL});
+}
+
+static int dash_script(void) { return ran(RUN(DASH, "/tmp/text")); }
+static int bash_script(void) { return ran(RUN(BASH, "/tmp/text.sh")); }
+static int dash_source(void) { return ran(RUN(DASH, "-c", ". /tmp/text; exit 9")); }
+static int bash_source(void) { return ran(RUN(BASH, "-c", ". /tmp/text; exit 9")); }
+static int bash_source_as_input(void) { return ran(RUN(BASH, "-c", "exec 0<&-; . /tmp/text; exit 9")); }
+static int bash_source_input(void) { return ran(RUN(BASH, "-c", ". /proc/self/fd/0 < /tmp/text; exit 9")); }
+static int bash_in_subshell(void) { return ran(RUN(BASH, "-c", "( . /tmp/text; exit 9 )")); }
+static int bash_child_reads(void) { return ran(RUN(BASH, "-c", "exec 5< /tmp/data; ( read -u 5 x && [ $x = data ] && exit 7 )")); }
+/* dash takes a script that it cannot read for an empty one: refused when it is opened, so that it says so. */
+static int dash_script_says_so(void) { return RUN(DASH, "-eo", "nounset", "/tmp/empty"); }
+static int bash_environment(void) { return ran(with("BASH_ENV=/tmp/text", (char *[]){BASH, "-c", "exit 9", NULL})); }
+static int etc_changed_source(void) { return ran(RUN(DASH, "-c", ". /etc/mine; exit 9")); }
+static int python_script(void) { return ran(RUN(PYTHON, "-I", "-S", "/tmp/pytext")); }
+static int python_script_link(void) { return ran(RUN(PYTHON, "-I", "-S", "/tmp/link")); }
+static int python_script_options(void) { return ran(RUN(PYTHON, "-ISX", "dev", "-W", "ignore", "/tmp/pytext", "-c")); }
+static int python_script_dashes(void) { return ran(RUN(DASH, "-c", "cd /tmp; exec " PYTHON " -I -S -- -c")); }
+static int python_import(void) { return ran(RUN(PYTHON, "-I", "-S", "-c", "import sys; sys.path.insert(0, '/tmp'); import imported")); }
+static int perl_script(void) { return ran(RUN(PERL, "-w", "/tmp/text")); }
+static int perl_options(void) { return ran(RUN(PERL, "-F/e/", "-I", "/x", "/tmp/text", "/tmp/data")); }
+static int perl_import(void) { return ran(RUN(PERL, "-I/tmp", "-e", "use imported; exit 9")); }
+
+/* ---- and what goes on working ---- */
+
+static int sealed_shell_script(void) { return ran(RUN(DASH, "/usr/lib/sealed.sh")); }
+static int sealed_source(void) { return ran(RUN(BASH, "-c", ". /usr/lib/sealed.sh; exit 9")); }
+static int etc_source(void) { return ran(RUN(DASH, "-c", ". /etc/script; exit 9")); }
+static int shell_reads_input(void) { return ran(RUN(BASH, "-c", "read x < /tmp/data && [ $x = data ] && exit 7")); }
+static int dash_reads_input(void) { return ran(RUN(DASH, "-c", "while read x; do [ $x = data ] && exit 7; done < /tmp/data")); }
+static int shell_reads_kernel(void) { return ran(RUN(BASH, "-c", "x=$(< /proc/version) && [ -n \"$x\" ] && exit 7")); }
+static int shell_pipe(void) { return ran(RUN(BASH, "-c", "echo 'exit 7' | " DASH)); }
+static int shell_heredoc(void) { return ran(RUN(DASH, "-c", "read x <<END\ndata\nEND\n[ $x = data ] && exit 7")); }
+static int shell_writes(void) { return ran(RUN(BASH, "-c", "echo x > /tmp/written && exit 7")); }
+static int python_sealed_script(void) { return ran(RUN(PYTHON, "-I", "-S", "/usr/lib/sealed", "/tmp/data")); }
+static int python_sealed_link(void) { return ran(RUN(PYTHON, "-I", "-S", "/usr/bin/tool", "/tmp/data")); }
+static int python_command(void) { return ran(RUN(PYTHON, "-I", "-S", "-c", "raise SystemExit(7 if open('/tmp/data').read() else 9)")); }
+static int perl_command(void) { return ran(RUN(PERL, "-e", "open F, '/tmp/data' or exit 9; exit 7 if <F>")); }
+
+#endif
