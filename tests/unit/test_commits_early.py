@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_floor import MACHINE
 from test_memory import Disk, disk, reader
 
-from freehold.lock import intent
+from freehold.lock import commits, intent
 
 __all__ = ["disk", "reader"]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the early step is root")
@@ -236,6 +239,27 @@ def test_the_standing_image_stays(locked: Disk) -> None:
     assert records_of(locked) == {"3", "x"}
     assert images(locked) == {name(image(1))}
     assert (locked.place / "owner/commits/3").read_bytes() == signed(3, image(1))
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from([0, 1, 2, 3]), min_size=1, max_size=6))
+def test_both_keep_the_same(reader: Path, wanted: list[int]) -> None:
+    """The early step, and freehold.lock.commits on an open machine."""
+    with tempfile.TemporaryDirectory() as early, tempfile.TemporaryDirectory() as open_:
+        disk, owner = Disk(reader, Path(early)), Path(open_)
+        disk.put("owner/id", f"{MACHINE}\n".encode())
+        (owner / "config").mkdir()
+        for number in (1, 2, 3, 4):
+            put_image(disk, "owner", image(number))
+            (owner / "config" / name(image(number))).touch()
+        for number, config in enumerate(wanted, start=1):
+            made = signed(number, image(config) if config else None)
+            disk.put("owner/intent", made)
+            assert serial(disk) == (str(number), "")
+            commits.keep(owner, made)
+        kept = {record.serial: record.signed for record in commits.load(owner)}
+        assert records(disk) == kept
+        assert images(disk) == {path.name for path in (owner / "config").iterdir()}
 
 
 def records_of(disk: Disk) -> set[str]:
