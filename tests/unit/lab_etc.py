@@ -72,11 +72,12 @@ class EtcLab:
     def signer(self, name: str) -> Signer:
         return load_signer(f"file:{self.keys}/{name}.key", lambda _: b"")
 
-    def guard(self, mode: str) -> None:
+    def guard(self, mode: str, config: str | None = None) -> None:
         path = self.sysroot.system / "usr/lib/freehold/guardctl"
         path.write_text(f'#!/bin/sh\necho \'{{"loaded": true, "mode": "{mode}"}}\'\n')
         path.chmod(0o755)
-        record = {"schema": "freehold-boot-1", "rescue": False, "intent": {"state": "valid", "lock": mode}}
+        stands = {"intent": {"state": "valid", "lock": mode}, "config": config or ""}
+        record = {"schema": "freehold-boot-1", "rescue": False, **stands}
         (self.sysroot.system / "run/freehold/boot.json").write_text(json.dumps(record))
 
     def stand(self, config: str | None, *, lock: Literal["open", "locked"] = "locked", serial: int = 3) -> None:
@@ -85,7 +86,7 @@ class EtcLab:
         signed = intents.sign(made, self.signer("me").sign)
         (self.owner / "intent").write_bytes(signed)
         commits.keep(self.owner, signed)
-        self.guard(lock)
+        self.guard(lock, config)
 
     def boot(self) -> None:
         """What the early step makes of the inbox (early/commits.c has tests of its own)."""

@@ -360,13 +360,17 @@ def test_history_believes_signatures_only(lab: EtcLab) -> None:
     (lab.etc / "motd").write_text("1\n")
     lab.run("etc", "commit", *lab.key())
     current = lab.standing()
-    made = intents.Intent(**{**vars(current), "serial": 7})
+    made = intents.Intent(**{**vars(current), "serial": 7, "config": None})
     (lab.owner / "commits/7").write_bytes(intents.sign(made, lab.signer("stranger").sign))
     (lab.owner / "commits/8").write_bytes(b"nonsense")
     (lab.owner / "commits/9").write_bytes((lab.owner / "commits/1").read_bytes())
+    again = intents.Intent(**{**vars(current), "serial": 10})
+    (lab.owner / "commits/10").write_bytes(intents.sign(again, lab.signer("me").sign))
     (lab.owner / "commits/notes").write_text("x")
     rows = {row["number"]: row for row in lab.run("etc", "history")["commits"]}
-    assert [rows[number]["verified"] for number in (1, 7, 8, 9)] == [True, False, False, False]
+    assert [rows[number]["verified"] for number in (1, 7, 8, 9, 10)] == [True, False, False, False, True]
+    # Compared with the last one that was signed.
+    assert (rows[1]["changes"], rows[10]["changes"]) == (1, 0)
     assert "NOT VERIFIED (it is the intent number 1)" in lab.text("etc", "history")
     for number in (7, 8, 9):
         lab.run("etc", "revert", "--to", str(number), *lab.key(), status=2)
@@ -460,6 +464,13 @@ def test_status_has_a_line_while_locked(locked: EtcLab) -> None:
         (lab.etc / path).unlink()
     (lab.factory / "ssh/sshd_config").unlink()
     assert messages() == ["1 path of /etc differs from what was committed, until the next reboot: `freehold etc status`"]
+    # A lock without an image, while that of before is mounted still: the factory's motd is what counts.
+    (lab.etc / "motd").write_text("welcome\n")
+    assert len(messages()) == 1
+    lab.guard("locked")
+    assert messages() == []
+    (lab.etc / "motd").write_text("edited\n")
+    assert len(messages()) == 1
     lab.guard("open")
     assert messages() == []
 

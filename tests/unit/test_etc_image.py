@@ -159,6 +159,11 @@ def test_images_are_compared(tmp_path: Path, image: tuple[Path, bytes]) -> None:
     ]  # fmt: skip
     assert changes_between(after, after) == changes_between(None, None) == []
     assert len(changes_between(None, after)) == len(changes_between(after, None)) == 207
+    # A directory on the way, and /etc itself, are shown when others could write to them.
+    (top / "new").chmod(0o777)
+    os.chown(top, 5, 5)
+    wide = changes_between(before, Image(made(tmp_path, top)))
+    assert [one for one in wide if one not in changes_between(before, after)] == [Change("", "changed"), Change("new", "added")]
     assert (before.message, after.message) == ("", "about it")
 
 
@@ -169,6 +174,7 @@ def test_messages_are_one_line(text: str) -> None:
     except InputError:
         assert not text or len(text) > 200 or not text.isprintable() or "\ud800" <= max(text) <= "\udfff"
         return
+    assert text.isprintable()
     assert etc_image.read_message(data) == text
     assert data.count(b"\n") == 2
 

@@ -63,7 +63,8 @@ def read_message(data: bytes) -> str:
         match = _MESSAGE.fullmatch(data.decode())
     except UnicodeDecodeError:
         return ""
-    return match[1] if match else ""
+    # Nothing that turns a terminal's line around, either.
+    return match[1] if match and match[1].isprintable() else ""
 
 
 def write_message(message: str) -> bytes:
@@ -107,6 +108,10 @@ def base_tree(sysroot: Sysroot, digest: str | None) -> Tree:
     return factory if digest is None else Stack(Image(load_bytes(sysroot, digest)), factory)
 
 
+def _is_plain(directory: erofs.File) -> bool:
+    return (stat.S_IMODE(directory.mode), directory.uid, directory.gid) == (0o755, 0, 0)
+
+
 def changes_between(before: Image | None, after: Image | None) -> list[Change]:
     """How the image ``after`` differs from the one ``before`` (``None``: the factory's /etc alone), by path. Pure.
 
@@ -115,12 +120,13 @@ def changes_between(before: Image | None, after: Image | None) -> list[Change]:
     old, new = before.files if before else {}, after.files if after else {}
     ways = [{parent for path in files for parent in parents(path)} for files in (old, new)]
     found = []
-    for path in sorted({*old, *new} - {"", COMMIT_FILE}):
+    for path in sorted({*old, *new} - {COMMIT_FILE}):
         one, other = old.get(path), new.get(path)
         if one == other:
             continue
-        # A directory that is only on the way to what differs is no difference of its own.
-        if (one is None or other is None) and path in ways[other is not None]:
+        # A directory that is only on the way to what differs is no difference of its own, unless others could write to it.
+        on_the_way = not path or path in ways[other is not None]
+        if (one is None or other is None) and on_the_way and (other is None or _is_plain(other)):
             continue
         kind = RETURNED if other is None else REMOVES if stat.S_ISCHR(other.mode) else ADDED if one is None else CHANGED
         found.append(Change(path, kind))

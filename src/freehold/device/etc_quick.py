@@ -8,7 +8,7 @@ import os
 from freehold.device.etc_paths import ignored
 from freehold.device.sysroot import COMMITTED, Sysroot
 from freehold.lock import etc
-from freehold.lock.trees import Directory, Stack
+from freehold.lock.trees import Directory, Stack, Tree
 
 #: Where /etc's changes are kept in memory while locked.
 MEMORY = "run/freehold/etc/upper"
@@ -23,7 +23,10 @@ def count(sysroot: Sysroot) -> int | None:
     upper = sysroot.system / MEMORY
     try:
         os.listdir(upper)
-        base = Stack(Directory(sysroot.system / COMMITTED), Directory(sysroot.system / "usr/etc"))
+        base: Tree = Directory(sysroot.system / "usr/etc")
+        # What was mounted there before a lock without an image stays mounted.
+        if sysroot.boot_record().get("config"):
+            base = Stack(Directory(sysroot.system / COMMITTED), base)
         written = Directory(upper)
         found = etc.drift(
             base, Directory(sysroot.system / "etc"), ignore=ignored(), touched=lambda path: written.look(path) is not None

@@ -40,6 +40,8 @@ def describe(carried: Carried, wanted: Intent, *, whole: bool) -> list[str]:
         detail = ""
         if file is not None and stat.S_ISREG(file.mode):
             detail = f" ({len(file.content)} bytes, mode {stat.S_IMODE(file.mode):04o}, owner {file.uid}:{file.gid})"
+        elif file is not None and stat.S_ISDIR(file.mode):
+            detail = f" (a directory, mode {stat.S_IMODE(file.mode):04o}, owner {file.uid}:{file.gid})"
         elif file is not None and stat.S_ISLNK(file.mode):
             detail = f" -> {file.target!r}"
         lines.append(f"  {change.kind:8} {shown(change.path)}{detail}")

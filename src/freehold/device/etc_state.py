@@ -77,19 +77,21 @@ def drift(sysroot: Sysroot, base: Tree) -> list[Change]:
     return list(etc.drift(base, running(sysroot), ignore=ignored()))
 
 
-def commit_of(sysroot: Sysroot, serial: int, signed: bytes, before: etc_image.Image | None, state: str) -> Commit:
-    """The commit that the intent ``signed`` made, compared with the image ``before`` it."""
+def commit_of(
+    sysroot: Sysroot, serial: int, signed: bytes, before: etc_image.Image | None, state: str
+) -> tuple[Commit, etc_image.Image | None]:
+    """The commit that the intent ``signed`` made, compared with the image ``before`` it, and its own image."""
     judged = intent.judge(signed, keychain=Keychain.from_directory(sysroot.keychain), machine=wanted.machine(sysroot))
     fault, said = judged.reason if judged.intent is None else "", judged.intent or commits.Record(serial, signed).claimed
     if said is None:
-        return Commit(serial, 0, "", "it is no intent", None, "", None, state)
+        return Commit(serial, 0, "", "it is no intent", None, "", None, state), None
     if not fault and said.serial != serial:
         fault = f"it is the intent number {said.serial}"
-    message, count = "", None
+    message, count, image = "", None, None
     with contextlib.suppress(FreeholdError):
         image = etc_image.Image(etc_image.load_bytes(sysroot, said.config)) if said.config else None
         message, count = image.message if image else "", len(etc_image.changes_between(before, image))
-    return Commit(serial, said.since, "" if fault else judged.key, fault, said.config, message, count, state)
+    return Commit(serial, said.since, "" if fault else judged.key, fault, said.config, message, count, state), image
 
 
 def history(sysroot: Sysroot) -> list[Commit]:
@@ -112,12 +114,9 @@ def history(sysroot: Sysroot) -> list[Commit]:
     before = None
     for serial in sorted(records):
         state = "in force" if serial == in_force else "waiting" if serial == waits else "past"
-        made = commit_of(sysroot, serial, records[serial], before, state)
-        if made.author:
-            # What nobody signed is no commit, and nothing is compared with it.
-            before = None
-            with contextlib.suppress(FreeholdError):
-                before = etc_image.Image(etc_image.load_bytes(sysroot, made.config)) if made.config else None
+        made, image = commit_of(sysroot, serial, records[serial], before, state)
+        # What nobody signed is no commit, and nothing is compared with it.
+        before = image if made.author else before
         found.append(made)
     return found
 
