@@ -16,10 +16,18 @@ from freehold.device import sysroot as sysroots
 from freehold.device import wanted
 from freehold.device.sysroot import Sysroot
 from freehold.keys.issue import create
+from freehold.keys.verity import digest_file
 from freehold.keys.x509 import Signer, load_signer
 from freehold.lock import commits
 from freehold.lock import intent as intents
 from freehold.lock.intent import Intent
+
+
+class FreshVerity(MemoryVerity):
+    """A file that comes and goes leaves its inode's number to the next one: what is enabled now, counts."""
+
+    def enable(self, path: Path) -> None:
+        self.enforced[self._key(path)] = digest_file(path)
 
 
 @dataclass
@@ -33,7 +41,7 @@ class EtcLab:
     error: str = ""
 
     def __post_init__(self) -> None:
-        self.verity = MemoryVerity()
+        self.verity = FreshVerity()
         prefix = [str(part) for part in tools_or_skip().argv([], binds=[self.root])]
         self.sysroot = Sysroot(
             root=self.root / "sysroot", system=self.root / "system", mkfs=(*prefix, "mkfs.erofs"), verity=self.verity

@@ -13,7 +13,7 @@ from freehold import run
 from freehold.boot import prepare, provision
 from freehold.errors import FreeholdError
 from freehold.lock import etc
-from freehold.lock.etc import ADDED, CHANGED, REMOVED, Change
+from freehold.lock.drift import ADDED, CHANGED, REMOVED, Change, drift
 from freehold.lock.trees import Directory
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes")
@@ -31,7 +31,7 @@ def trees(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def kinds(trees: tuple[Path, Path], *ignore: str) -> dict[str, str]:
-    return {change.path: change.kind for change in etc.drift(*map(Directory, trees), ignore=ignore)}
+    return {change.path: change.kind for change in drift(*map(Directory, trees), ignore=ignore)}
 
 
 def test_equal_trees_do_not_drift(trees: tuple[Path, Path]) -> None:
@@ -79,7 +79,7 @@ def test_the_committed_tree_is_the_drift(trees: tuple[Path, Path], tmp_path: Pat
     os.chown(running / "d/edit", 7, 8)
     (running / "same").unlink()
     (running / "l2").symlink_to("/nowhere")
-    changes = list(etc.drift(Directory(factory), Directory(running), ignore=()))
+    changes = list(drift(Directory(factory), Directory(running), ignore=()))
     staging = tmp_path / "staging"
     size = etc.stage(changes, Directory(running), staging)
     assert size >= 3

@@ -16,7 +16,8 @@ from lab_derive import tools_or_skip
 from freehold.device import etc_image, etc_paths
 from freehold.device.etc_image import Image, changes_between
 from freehold.errors import InputError
-from freehold.lock.etc import COMMIT_FILE, Change
+from freehold.lock.covered import COMMIT_FILE
+from freehold.lock.drift import Change
 from freehold.lock.trees import Directory
 from freehold.seal import erofs
 

@@ -18,7 +18,7 @@ from freehold.device import etc_change
 from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError
 from freehold.lock import etc
-from freehold.lock.etc import ADDED, CHANGED, REMOVED, Change
+from freehold.lock.drift import ADDED, CHANGED, REMOVED, Change, drift
 from freehold.lock.trees import Directory, Node, Selected, Stack, Tree, joined, parents, within
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes")
@@ -75,11 +75,11 @@ def listing(tree: Tree, path: str = "") -> dict[str, tuple[Node, bytes]]:
 @given(TREES, TREES)
 def test_what_is_committed_lies_over_the_factory_s_as_it_ran(first: dict[str, object], second: dict[str, object]) -> None:
     with two(first, second) as (factory, running, work):
-        changes = list(etc.drift(Directory(factory), Directory(running), ignore=()))
+        changes = list(drift(Directory(factory), Directory(running), ignore=()))
         etc.stage(changes, Directory(running), work / "staging")
         shown = Stack(Directory(work / "staging"), Directory(factory))
         assert listing(shown) == listing(Directory(running))
-        assert list(etc.drift(shown, Directory(running), ignore=())) == []
+        assert list(drift(shown, Directory(running), ignore=())) == []
 
 
 @settings(max_examples=150)
@@ -110,7 +110,7 @@ def test_put_back_is_as_it_was(first: dict[str, object], second: dict[str, objec
         (work / "system").mkdir()
         running.rename(work / "system/etc")
         sysroot = Sysroot(root=work, system=work / "system")
-        before = list(etc.drift(Directory(base), Directory(work / "system/etc"), ignore=()))
+        before = list(drift(Directory(base), Directory(work / "system/etc"), ignore=()))
         done = etc_change.put_back(sysroot, Directory(base), ())
         assert listing(Directory(work / "system/etc")) == listing(Directory(base))
         assert bool(done) == bool(before)
@@ -158,7 +158,7 @@ def test_links_on_the_way_are_not_followed(tmp_path: Path) -> None:
         tree.read("file")
     # A directory in the place of a link has nothing of what the link leads to.
     (tmp_path / "running/d").mkdir(parents=True)
-    assert list(etc.drift(tree, Directory(tmp_path / "running"), ignore=["file"])) == [Change("d", CHANGED)]
+    assert list(drift(tree, Directory(tmp_path / "running"), ignore=["file"])) == [Change("d", CHANGED)]
     with pytest.raises(FreeholdError, match="went away"):
         etc.put(tree, "none", tmp_path / "target")
 
@@ -179,9 +179,9 @@ def test_what_was_not_touched_is_not_read(tmp_path: Path) -> None:
         (tmp_path / top / "seen").write_text(text)
     (tmp_path / "base/gone").touch()
     trees = Directory(tmp_path / "base"), Directory(tmp_path / "running")
-    found = list(etc.drift(*trees, ignore=(), touched=lambda path: path == "seen"))
+    found = list(drift(*trees, ignore=(), touched=lambda path: path == "seen"))
     assert found == [Change("gone", REMOVED), Change("seen", CHANGED)]
-    assert Change("d/file", CHANGED) in list(etc.drift(*trees, ignore=()))
+    assert Change("d/file", CHANGED) in list(drift(*trees, ignore=()))
 
 
 def test_pipes_in_the_running_etc_are_no_drift(tmp_path: Path) -> None:
@@ -189,5 +189,5 @@ def test_pipes_in_the_running_etc_are_no_drift(tmp_path: Path) -> None:
     (tmp_path / "running").mkdir()
     os.mkfifo(tmp_path / "running/pipe")
     trees = Directory(tmp_path / "base"), Directory(tmp_path / "running")
-    assert list(etc.drift(*trees, ignore=())) == []
-    assert list(etc.drift(*reversed(trees), ignore=())) == []
+    assert list(drift(*trees, ignore=())) == []
+    assert list(drift(*reversed(trees), ignore=())) == []

@@ -24,14 +24,15 @@ from pathlib import Path
 from freehold import atomic
 from freehold.boot import machine_files
 from freehold.device import etc_image, etc_state, wanted
-from freehold.device.etc_paths import ignored, shown
+from freehold.device.etc_paths import shown
 from freehold.device.etc_state import View
 from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, InputError, VerificationError
 from freehold.files import read_bytes
 from freehold.lock import boot_record, commits, etc
 from freehold.lock import intent as intents
-from freehold.lock.etc import ADDED, COMMIT_FILE, REMOVED, Change
+from freehold.lock.covered import COMMIT_FILE, IGNORED
+from freehold.lock.drift import ADDED, REMOVED, Change, drift
 from freehold.lock.intent import Intent
 from freehold.lock.trees import Directory, Selected, Tree, joined
 
@@ -49,7 +50,7 @@ def compose(sysroot: Sysroot, base: Tree, paths: Collection[str], message: str, 
     """
     running = etc_state.running(sysroot)
     target: Tree = Selected(base, running, paths) if paths else running
-    changes = list(etc.drift(Directory(sysroot.system / "usr/etc"), target, ignore=ignored()))
+    changes = list(drift(Directory(sysroot.system / "usr/etc"), target, ignore=IGNORED))
     faults = [f"{shown(one.path)}: its name is no text" for one in changes if not _is_text(one.path)]
     if faults:
         raise InputError("these cannot be committed", faults=faults)
@@ -176,7 +177,7 @@ def put_back(sysroot: Sysroot, base: Tree, paths: Collection[str]) -> list[Chang
     top = sysroot.system / "etc"
     running = Directory(top)
     target: Tree = Selected(running, base, paths) if paths else base
-    changes = list(etc.drift(running, target, ignore=ignored()))
+    changes = list(drift(running, target, ignore=IGNORED))
     for change in changes:
         path = top / change.path
         if change.kind == REMOVED:
@@ -209,7 +210,7 @@ def _replace(tree: Tree, path: str, target: Path) -> None:
 
 def _remove(running: Directory, path: str, top: Path) -> None:
     """Remove ``path`` and all below it but machine state and generated files, with whose directories it stays."""
-    if path in ignored():
+    if path in IGNORED:
         return
     node = running.look(path)
     if node is None:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 
 from freehold.device.etc_paths import Secrecy, shown
-from freehold.lock.etc import Change
+from freehold.lock.drift import Change
 from freehold.lock.trees import Node, Tree
 
 #: Files with more bytes are named, not compared line by line.

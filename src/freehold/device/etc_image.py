@@ -12,7 +12,8 @@ from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, InputError, NotHereError
 from freehold.files import read_bytes
 from freehold.keys import verity
-from freehold.lock.etc import ADDED, CHANGED, COMMIT_FILE, Change
+from freehold.lock.covered import COMMIT_FILE
+from freehold.lock.drift import ADDED, CHANGED, Change
 from freehold.lock.trees import Directory, Node, Stack, Tree, parents
 from freehold.seal import erofs
 

@@ -6,10 +6,8 @@ from __future__ import annotations
 import stat
 from typing import NamedTuple
 
-from freehold.boot import machine_files
 from freehold.errors import InputError
-from freehold.lock import etc
-from freehold.lock.etc import Change
+from freehold.lock.drift import Change
 from freehold.lock.trees import Tree, joined, within
 
 
@@ -61,8 +59,3 @@ def relative(words: list[str]) -> list[str]:
     if faults:
         raise InputError("these are no files of /etc", faults=faults)
     return found
-
-
-def ignored() -> set[str]:
-    """Paths that are never part of a committed configuration: the machine's own state, and what programs generate."""
-    return {*machine_files.COVERED, *etc.GENERATED}

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 
-from freehold.device.etc_paths import ignored
 from freehold.device.sysroot import COMMITTED, Sysroot
-from freehold.lock import etc
+from freehold.lock.covered import IGNORED
+from freehold.lock.drift import drift
 from freehold.lock.trees import Directory, Stack, Tree
 
 #: Where /etc's changes are kept in memory while locked.
@@ -28,8 +28,8 @@ def count(sysroot: Sysroot) -> int | None:
         if sysroot.boot_record().get("config"):
             base = Stack(Directory(sysroot.system / COMMITTED), base)
         written = Directory(upper)
-        found = etc.drift(
-            base, Directory(sysroot.system / "etc"), ignore=ignored(), touched=lambda path: written.look(path) is not None
+        found = drift(
+            base, Directory(sysroot.system / "etc"), ignore=IGNORED, touched=lambda path: written.look(path) is not None
         )
         return sum(1 for _ in found)
     except OSError:

@@ -7,12 +7,13 @@ import contextlib
 from typing import NamedTuple
 
 from freehold.device import etc_image, wanted
-from freehold.device.etc_paths import ignored
 from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, InputError, NotHereError
 from freehold.keys.verify import Keychain
-from freehold.lock import commits, etc, intent
-from freehold.lock.etc import Change
+from freehold.lock import commits, intent
+from freehold.lock.covered import IGNORED
+from freehold.lock.drift import Change
+from freehold.lock.drift import drift as differences
 from freehold.lock.trees import Directory, Tree
 
 
@@ -74,7 +75,7 @@ def running(sysroot: Sysroot) -> Directory:
 
 def drift(sysroot: Sysroot, base: Tree) -> list[Change]:
     """How the running /etc differs from ``base``, machine state and generated files apart."""
-    return list(etc.drift(base, running(sysroot), ignore=ignored()))
+    return list(differences(base, running(sysroot), ignore=IGNORED))
 
 
 def commit_of(

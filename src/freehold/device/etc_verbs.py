@@ -15,7 +15,7 @@ from freehold.report import Report
 if TYPE_CHECKING:
     from freehold.device.etc_state import View
     from freehold.device.sysroot import Sysroot
-    from freehold.lock.etc import Change
+    from freehold.lock.drift import Change
     from freehold.lock.etc_request import Verb
     from freehold.lock.intent import Intent
     from freehold.lock.trees import Tree
@@ -188,6 +188,8 @@ def revert(options: argparse.Namespace, monitor: Monitor) -> Report:
 def _revert_to(sysroot: Sysroot, seen: View, options: argparse.Namespace, monitor: Monitor) -> Report:
     from freehold import atomic
     from freehold.device import etc_change, etc_image, etc_state
+    from freehold.lock.covered import IGNORED
+    from freehold.lock.drift import drift
 
     if options.paths:
         raise InputError("--to goes back as a whole", hint="`freehold etc revert PATH` puts running files back")
@@ -203,10 +205,7 @@ def _revert_to(sysroot: Sysroot, seen: View, options: argparse.Namespace, monito
     if config == (seen.newest.config if seen.newest else None):
         return _unchanged(f"Nothing to do: that is the /etc of commit {options.to}.")
     before, after = etc_image.base_tree(sysroot, seen.config), etc_image.base_tree(sysroot, config)
-    from freehold.device.etc_paths import ignored
-    from freehold.lock import etc
-
-    found = list(etc.drift(before, after, ignore=ignored()))
+    found = list(drift(before, after, ignore=IGNORED))
     if options.dry_run:
         return Report(_data("dry-run", found), "\n".join([f"{etc_change.counted(found)} would change", *_lines(found)]))
     _need(options)

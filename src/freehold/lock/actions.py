@@ -30,6 +30,8 @@ from freehold.files import read_bytes
 from freehold.keys.kernel import measure_verity
 from freehold.keys.verify import Keychain
 from freehold.lock import boot_record, commits, etc, floor, guard, intent, memory, mounts
+from freehold.lock.covered import IGNORED
+from freehold.lock.drift import Change, drift
 from freehold.lock.intent import Intent
 from freehold.lock.trees import Directory, Stack
 
@@ -48,7 +50,7 @@ LOCK_FILE = RUN / "lock.lock"
 class Captured:
     """What of /etc the next intent will carry."""
 
-    changes: tuple[etc.Change, ...]
+    changes: tuple[Change, ...]
     config: str | None
     left_out: tuple[str, ...]
 
@@ -83,9 +85,9 @@ def waiting() -> tuple[Intent | None, bool]:
     return intent.newest(standing(), offered, keychain=keychain(), machine=machine_id())
 
 
-def changes() -> tuple[etc.Change, ...]:
+def changes() -> tuple[Change, ...]:
     """How the running /etc differs from the factory's, machine state apart."""
-    return tuple(etc.drift(Directory(FACTORY), Directory(ETC), ignore={*machine_files.COVERED, *etc.GENERATED}))
+    return tuple(drift(Directory(FACTORY), Directory(ETC), ignore=IGNORED))
 
 
 def capture() -> Captured:
@@ -115,8 +117,7 @@ def _is_committed(config: str) -> bool:
     except (OSError, FreeholdError):
         return False
     base = Stack(image, Directory(FACTORY))
-    ignored = {*machine_files.COVERED, *etc.GENERATED}
-    return measured == bytes.fromhex(config) and not any(etc.drift(base, Directory(ETC), ignore=ignored))
+    return measured == bytes.fromhex(config) and not any(drift(base, Directory(ETC), ignore=IGNORED))
 
 
 def drop_links(layers: Path, serial: int) -> None:
