@@ -311,11 +311,14 @@ def test_a_cut_in_a_revert_leaves_a_fresh_layer(lab: EtcLab, monkeypatch: pytest
 
     (lab.etc / "motd").write_text("1\n")
     lab.run("etc", "commit", *lab.key())
+    # Promised by another commit, which was cut before its intent.
+    (lab.owner / "etc/2").symlink_to("0")
     monkeypatch.setattr(etc_change, "put_back", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     lab.run("etc", "revert", "--to", "0", *lab.key(), status=130)
     assert lab.standing().config is None
     # The next boot makes owner/etc/2: nothing of the old layer covers the factory's /etc.
-    assert not (lab.owner / "etc/2").exists()
+    assert not os.path.lexists(lab.owner / "etc/2")
+    assert (lab.owner / "etc/1").is_symlink()
 
 
 def test_a_cut_in_a_commit_leaves_the_old_or_the_new(lab: EtcLab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from freehold.device.etc_state import View
 from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, InputError, VerificationError
 from freehold.files import read_bytes
-from freehold.lock import boot_record, commits, etc
+from freehold.lock import actions, boot_record, commits, etc
 from freehold.lock import intent as intents
 from freehold.lock.covered import COMMIT_FILE, IGNORED
 from freehold.lock.drift import ADDED, REMOVED, Change, drift
@@ -130,6 +130,8 @@ def into_force(sysroot: Sysroot, seen: View, made: Intent, signed: bytes, *, kee
     owner = sysroot.root / "owner"
     if made.config is not None:
         commits.adopt(sysroot.root, made.config)
+    # A commit that was cut short may have promised the running layer to this number.
+    actions.drop_links(owner / "etc", made.serial - 1)
     if keep_layer:
         carry_layer(owner / "etc", standing.intent.serial if standing.intent else 0, made.serial)
     atomic.write(owner / "intent", signed, mode=0o600)
