@@ -5,10 +5,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fsverity.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,11 +21,6 @@
 #define EFIVARS "/sys/firmware/efi/efivars"
 #define WAIT_STEP_MS 20
 #define WAIT_STEPS (30 * 1000 / WAIT_STEP_MS)
-
-bool is_digest(const char *text)
-{
-	return strlen(text) == DIGEST_HEX && strspn(text, "0123456789abcdef") == DIGEST_HEX;
-}
 
 /* What sysfs says of the block device `name`, or with "/.." behind it of the disk it is a part of. */
 static bool read_uevent(const char *name, const char *suffix, char *text, size_t size)
@@ -138,22 +131,6 @@ void disk_mount(void)
 	name_esp(disk, sizeof(disk));
 }
 
-static int measured(int fd, char hex[DIGEST_HEX + 1])
-{
-	unsigned char buffer[sizeof(struct fsverity_digest) + 64];
-	struct fsverity_digest *digest = (struct fsverity_digest *)buffer;
-
-	memset(buffer, 0, sizeof(buffer));
-	digest->digest_size = 64;
-	if (ioctl(fd, FS_IOC_MEASURE_VERITY, digest) < 0)
-		return -errno;
-	if (digest->digest_algorithm != FS_VERITY_HASH_ALG_SHA256 || digest->digest_size != DIGEST_HEX / 2)
-		return -EBADMSG;
-	for (int i = 0; i < DIGEST_HEX / 2; i++)
-		sprintf(hex + 2 * i, "%02x", digest->digest[i]);
-	return 0;
-}
-
 int mount_verified_image(const char *directory, const char *digest, const char *target)
 {
 	char path[512], source[64], hex[DIGEST_HEX + 1];
@@ -164,7 +141,7 @@ int mount_verified_image(const char *directory, const char *digest, const char *
 	int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
-	int error = measured(fd, hex);
+	int error = verity_measure(fd, hex);
 	if (!error && strcmp(hex, digest) != 0)
 		error = -EBADMSG;
 	if (!error) {

@@ -5,7 +5,7 @@
 
 #include <stdbool.h>
 
-#define DIGEST_HEX 64
+#include "verity.h"
 
 /* Where things are mounted while the early step runs. Tests build with a disk of their own. */
 #ifndef DISK
@@ -14,9 +14,6 @@
 #define IMAGE "/image"
 #define CONFIG "/config"
 #define NEWROOT "/newroot"
-
-/* True when `text` is exactly 64 lower-case hex digits. */
-bool is_digest(const char *text);
 
 /*
  * Wait for the root partition and mount it at DISK; dies when there is none. Of two, the one on the disk that the

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "commits.h"
 #include "floor.h"
 #include "keyring.h"
 #include "memory.h"
@@ -151,6 +152,17 @@ static void read_machine(struct owner *owner, const char *known)
 	store_machine(owner->machine);
 }
 
+/*
+ * Is the committed /etc that `offered` names in the owner's directory, from where it may come by way of the inbox? What
+ * does not change it, and what repairs an intent that is not believed, is taken without: then factory settings are in force.
+ */
+static bool has_config(const struct owner *owner, const struct intent *offered)
+{
+	if (!offered->config[0] || commits_obtain(offered->config) == 0)
+		return true;
+	return owner->standing == STANDING_INVALID || strcmp(offered->config, owner->intent.config) == 0;
+}
+
 static void take_inbox(struct owner *owner, const struct memory *memory, uint64_t release)
 {
 	struct verified offered;
@@ -169,6 +181,8 @@ static void take_inbox(struct owner *owner, const struct memory *memory, uint64_
 		fault = "the TPM remembers a newer one";
 	if (!fault && !floor_may_take(&offered.intent, release))
 		fault = "its floor is above this release";
+	if (!fault && !has_config(owner, &offered.intent))
+		fault = "its /etc is not here, or is not what the owner signed";
 	if (fault) {
 		say("the intent in the inbox is ignored: %s", fault);
 		return;
@@ -196,8 +210,8 @@ void owner_read(struct owner *owner, const struct memory *memory, uint64_t relea
 		die("the owner's directory is not a directory");
 	owner->first_boot = stat(OWNER "/provisioned", &status) < 0;
 	if (make_directory(OWNER, 0700) || make_directory(INBOX, 0700) || make_directory(OWNER "/config", 0700) ||
-	    make_directory(OWNER "/etc", 0700) || make_directory(OWNER "/roothome", 0700) ||
-	    make_directory(OWNER "/secret", 0700)) /* the guard's rule `secret` */
+	    make_directory(OWNER "/commits", 0700) || make_directory(OWNER "/etc", 0700) ||
+	    make_directory(OWNER "/roothome", 0700) || make_directory(OWNER "/secret", 0700)) /* the guard's rule `secret` */
 		die("the owner's directory cannot be made");
 	read_machine(owner, memory_machine(memory));
 	ssize_t length = read_file(OWNER "/intent", buffer, sizeof(buffer));
@@ -217,4 +231,12 @@ void owner_read(struct owner *owner, const struct memory *memory, uint64_t relea
 		    (unsigned long long)memory->serial, MEMORY_WAY_BACK);
 	}
 	take_inbox(owner, memory, release);
+	if (owner->standing != STANDING_VALID)
+		return;
+	/* A cut came between image and intent, or an older release took the intent, which knows no images in the inbox. */
+	if (owner->intent.config[0] && !owner->replaced)
+		commits_obtain(owner->intent.config);
+	length = read_file(OWNER "/intent", buffer, sizeof(buffer));
+	if (length > 0)
+		commits_keep(&owner->intent, buffer, (size_t)length);
 }

@@ -38,8 +38,11 @@ struct owner {
  *
  * Where the memory says which machine this is, OWNER/id becomes that; another one stays beside it as id.aside.
  *
- * Survives a power cut at any point: the inbox is removed only after the new intent is durable, and
- * a second pass over the same inbox finds a serial that is not newer.
+ * An intent that names another committed /etc than the standing one is taken only if the kernel measures that image, in the
+ * owner's directory or in the inbox, from where it is taken over first (commits.h). What stands is kept among the commits.
+ *
+ * Survives a power cut at any point: the image comes before the intent that names it; the inbox is removed only after the
+ * new intent is durable, and a second pass over the same inbox finds a serial that is not newer.
  */
 void owner_read(struct owner *owner, const struct memory *memory, uint64_t release);
 

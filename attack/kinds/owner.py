@@ -71,6 +71,15 @@ def inbox_newer(target: Target) -> None:
     target.root.write("/inbox/intent", newer, mode=0o600)
 
 
+def inbox_config_other(target: Target) -> None:
+    """What the owner signed, a commit of /etc, and under its name another sound file with verity."""
+    digest = "7" * 64
+    newer = target.signed_intent(target.owner, serial=target.intent().serial + 1, config=digest)
+    target.root.write("/inbox/intent", newer, mode=0o600)
+    target.root.make_directories("/inbox/config")
+    target.root.link(target.image(target.previous), f"/inbox/config/{digest}")
+
+
 def owner_id(target: Target) -> None:
     target.root.write("/owner/id", b"f" * 32 + b"\n", mode=0o600)
 
@@ -183,6 +192,9 @@ ROWS = (
         reason="its serial is not newer", controls=("untouched", "control-intent")),
     Row("inbox-other-owner", "owner", "another owner's unlock in the inbox", ("harmless",), inbox_other_owner,
         reason="the intent in the inbox is ignored", controls=("untouched", "control-intent")),
+    Row("inbox-config-other", "owner", "a commit of /etc in the inbox, another image under its name", ("harmless",),
+        inbox_config_other, reason="its /etc is not here, or is not what the owner signed",
+        controls=("untouched", "control-intent")),
     Row("owner-id", "owner", "the machine given another id", ("harmless", "refused"), owner_id, reason=NOT_BELIEVED,
         factory_etc=True, way_back="bytes"),
     Row("owner-removed", "owner", "the owner's directory removed", ("harmless",), owner_removed, factory_etc=True,

@@ -13,7 +13,8 @@ from freehold import run
 from freehold.boot import prepare, provision
 from freehold.errors import FreeholdError
 from freehold.lock import etc
-from freehold.lock.etc import ADDED, CHANGED, REMOVED, Change
+from freehold.lock.drift import ADDED, CHANGED, REMOVED, Change, drift
+from freehold.lock.trees import Directory
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes")
 
@@ -30,7 +31,7 @@ def trees(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def kinds(trees: tuple[Path, Path], *ignore: str) -> dict[str, str]:
-    return {change.path: change.kind for change in etc.drift(*trees, ignore=ignore)}
+    return {change.path: change.kind for change in drift(*map(Directory, trees), ignore=ignore)}
 
 
 def test_equal_trees_do_not_drift(trees: tuple[Path, Path]) -> None:
@@ -78,9 +79,9 @@ def test_the_committed_tree_is_the_drift(trees: tuple[Path, Path], tmp_path: Pat
     os.chown(running / "d/edit", 7, 8)
     (running / "same").unlink()
     (running / "l2").symlink_to("/nowhere")
-    changes = list(etc.drift(factory, running, ignore=()))
+    changes = list(drift(Directory(factory), Directory(running), ignore=()))
     staging = tmp_path / "staging"
-    size = etc.stage(changes, running, staging)
+    size = etc.stage(changes, Directory(running), staging)
     assert size >= 3
     status = (staging / "d/edit").stat()
     assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o640, 7, 8)
@@ -97,17 +98,17 @@ def test_parents_are_made_with_their_modes(trees: tuple[Path, Path], tmp_path: P
     (trees[1] / "d").chmod(0o700)
     (trees[0] / "d").chmod(0o700)
     (trees[1] / "d/sub/new").write_text("1")
-    etc.stage([Change("d/sub/new", ADDED)], trees[1], tmp_path / "staging")
+    etc.stage([Change("d/sub/new", ADDED)], Directory(trees[1]), tmp_path / "staging")
     assert (tmp_path / "staging/d").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_configuration_has_limits(trees: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etc, "MAX_BYTES", 3)
     with pytest.raises(FreeholdError, match="larger than"):
-        etc.stage([Change("same", ADDED)], trees[1], tmp_path / "one")
+        etc.stage([Change("same", ADDED)], Directory(trees[1]), tmp_path / "one")
     monkeypatch.setattr(etc, "MAX_FILES", 0)
     with pytest.raises(FreeholdError, match="too many"):
-        etc.stage([Change("same", ADDED)], trees[1], tmp_path / "two")
+        etc.stage([Change("same", ADDED)], Directory(trees[1]), tmp_path / "two")
 
 
 @pytest.mark.parametrize(("text", "found"), [

@@ -31,10 +31,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     target = tmp_path_factory.mktemp("c") / "owner"
-    names = ("floor", "intent", "measure", "memory", "owner", "sha256", "tpm", "util")
+    names = ("commits", "floor", "intent", "measure", "memory", "owner", "sha256", "tpm", "util", "verity")
     sources = [Path(__file__).parent / "c/owner_main.c", *(EARLY / f"{name}.c" for name in names)]
     flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", '-DDISK="."']
-    wrapped = [f"-Wl,--wrap={name}" for name in ("say", "die", "keyring_verify")]
+    wrapped = [f"-Wl,--wrap={name}" for name in ("say", "die", "keyring_verify", "verity_measure")]
     run(["cc", *flags, "-fno-sanitize-recover=all", *wrapped, f"-I{EARLY}", "-o", target, *sources])
     return target
 

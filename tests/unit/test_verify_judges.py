@@ -179,6 +179,20 @@ def test_mounts_of_an_open_machine() -> None:
     assert checks(judged(disk)) == [("etc-upper", "/etc")]
 
 
+def test_mounts_of_an_open_machine_after_a_commit() -> None:
+    """The intent names an image at once, or none any more; what is mounted below /etc is the boot's."""
+    disk = MOUNTS.replace("upperdir=/run/freehold/etc/upper", "upperdir=/disk/owner/etc/0/upper")
+    with_image = disk.replace("lowerdir=/newroot/usr/etc", "lowerdir=/config:/newroot/usr/etc")
+    for mounted, config in ((disk, True), (with_image, False)):
+        assert [one.check for one in judged(mounted, locked=False, config=config)] == ["etc-older", "etc-open"]
+        assert checks(judged(mounted, locked=False, config=config)) == []
+        assert ("etc-layers", "/etc") in checks(judged(mounted, config=config))
+    assert [one.check for one in judged(with_image, locked=False, config=True)] == ["etc-open"]
+    evil = disk.replace("lowerdir=/newroot/usr/etc", "lowerdir=/tmp/evil:/newroot/usr/etc")
+    for config in (True, False):
+        assert checks(judged(evil, locked=False, config=config)) == [("etc-layers", "/etc")]
+
+
 def test_mounts_after_locking_a_running_machine() -> None:
     open_etc = MOUNTS.replace("upperdir=/run/freehold/etc/upper", "upperdir=/disk/owner/etc/0/upper")
     layers = "lowerdir=/run/freehold/config:/usr/etc,upperdir=/run/freehold/etc/upper,workdir=w"

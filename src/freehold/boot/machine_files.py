@@ -8,17 +8,12 @@ from pathlib import Path
 from freehold import atomic
 from freehold.errors import InputError
 from freehold.lock import machine
+from freehold.lock.covered import HOST_KEY_TYPES
 from freehold.lock.machine import AccountFiles, MachineState
 
 STATE_FILE = "machine.json"
 #: (file, mode, group) of the account databases; shadow files are readable by group shadow.
 ACCOUNT_FILES = (("passwd", 0o644), ("group", 0o644), ("shadow", 0o640), ("gshadow", 0o640), ("subuid", 0o644), ("subgid", 0o644))
-#: Names in /etc that typed state covers: never part of a committed configuration.
-COVERED = (
-    "passwd", "passwd-", "group", "group-", "shadow", "shadow-", "gshadow", "gshadow-", "subuid", "subuid-", "subgid", "subgid-",
-    "machine-id", "hostname",
-    *(f"ssh/ssh_host_{kind}_key{suffix}" for kind in machine.HOST_KEY_TYPES for suffix in ("", ".pub")),
-)  # fmt: skip
 
 
 def _text(path: Path) -> str:
@@ -31,7 +26,7 @@ def _text(path: Path) -> str:
 def collect(etc: Path) -> tuple[MachineState, list[str]]:
     """The typed state of the running ``etc``; (state, what cannot be kept)."""
     keys = {}
-    for kind in machine.HOST_KEY_TYPES:
+    for kind in HOST_KEY_TYPES:
         private = etc / "ssh" / f"ssh_host_{kind}_key"
         if private.is_file():
             keys[kind] = (_text(private), _text(private.with_name(private.name + ".pub")))

@@ -103,6 +103,15 @@ VERBS = (
         "freehold floor --lower 1790000000 --request floor.request",
         "freehold floor --answer floor.request.signed",
     )),
+    Verb("etc", "freehold.device.etc_verbs", "what of /etc is committed, what differs, and changing that", (
+        "freehold etc status",
+        "freehold etc diff ssh",
+        "freehold etc commit -m 'new mail relay' --key file:/media/stick/owner.key",
+        "freehold etc commit postfix --request etc.request     (then, where the owner's key is:) freehold sign etc.request",
+        "freehold etc commit --answer etc.request.signed",
+        "freehold etc revert motd     (running files back to the committed ones)",
+        "freehold etc revert --to 7 --key file:/media/stick/owner.key",
+    ), group=True),
     Verb("device-key", "freehold.device.device_key_verbs", "the key by which this machine signs what its owner asked for", (
         "freehold device-key show --json",
         "freehold device-key renew --request renew.request     (then, where the owner's key is:) freehold sign renew.request",

@@ -108,6 +108,8 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
     if wanted in ("audit", "locked") and mode == "open":
         messages.append(f"the intent says {wanted}, but no guard enforces it")
     messages += refusals_of(sysroot)
+    if mode == "locked" and boot.get("rescue") is not True:
+        messages += drift_of(sysroot)
     floor = boot.get("floor")
     floor = floor if isinstance(floor, dict) else {}
     if floor.get("tpm") == "failed":
@@ -131,6 +133,17 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
         "floor": floor.get("effective"),
     }
     return lock, messages
+
+
+def drift_of(sysroot: Sysroot) -> list[str]:
+    """A line when a locked machine's /etc is not as it was committed. (While open all of /etc would have to be read.)"""
+    from freehold.device import etc_quick
+
+    count = etc_quick.count(sysroot)
+    if not count:
+        return []
+    paths = "1 path of /etc differs" if count == 1 else f"{count} paths of /etc differ"
+    return [f"{paths} from what was committed, until the next reboot: `freehold etc status`"]
 
 
 def refusals_of(sysroot: Sysroot) -> list[str]:

@@ -162,7 +162,12 @@ def judge_etc(mounts: Sequence[Mount], *, locked: bool, config: bool) -> list[Fi
         return found
     layers = (top.option("lowerdir") or "").split(":")
     wanted = "the owner's image over the sealed /usr/etc" if config else "the sealed /usr/etc alone"
-    if layers[-1] not in _FACTORY or layers[:-1] not in ([[one] for one in _CONFIG] if config else [[]]):
+    over = ([], *([one] for one in _CONFIG))
+    if layers[-1] in _FACTORY and layers[:-1] in over and bool(layers[:-1]) != config and not locked:
+        # Open, a commit is in force at once, and below /etc from the next boot on.
+        said = "the owner committed another /etc since this boot: it lies below from the next one on"
+        found.append(note("etc-older", MACHINE, "/etc", wanted, said))
+    elif layers[-1] not in _FACTORY or layers[:-1] not in over or bool(layers[:-1]) != config:
         found.append(deviation("etc-layers", MACHINE, "/etc", wanted, ":".join(layers), REBOOT))
     if locked and not _in_memory(top):
         found.append(

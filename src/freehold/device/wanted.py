@@ -62,7 +62,7 @@ def machine(sysroot: Sysroot) -> str:
         raise NotHereError("this is not a Freehold machine") from None
     except PermissionError:
         raise FreeholdError(
-            "only root may look at the owner's requests", hint="use the console, or ssh as root"
+            "only root may look at what the owner asked for", hint="use the console, or ssh as root"
         ) from None
 
 

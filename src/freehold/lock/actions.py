@@ -26,10 +26,14 @@ from typing import Literal
 from freehold import atomic, run
 from freehold.boot import machine_files, prepare
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
+from freehold.files import read_bytes
 from freehold.keys.kernel import measure_verity
 from freehold.keys.verify import Keychain
-from freehold.lock import etc, floor, guard, intent, memory, mounts
+from freehold.lock import boot_record, commits, etc, floor, guard, intent, memory, mounts
+from freehold.lock.covered import IGNORED
+from freehold.lock.drift import Change, drift
 from freehold.lock.intent import Intent
+from freehold.lock.trees import Directory, Stack
 
 ETC = Path("/etc")
 FACTORY = Path("/usr/etc")
@@ -46,7 +50,7 @@ LOCK_FILE = RUN / "lock.lock"
 class Captured:
     """What of /etc the next intent will carry."""
 
-    changes: tuple[etc.Change, ...]
+    changes: tuple[Change, ...]
     config: str | None
     left_out: tuple[str, ...]
 
@@ -81,9 +85,9 @@ def waiting() -> tuple[Intent | None, bool]:
     return intent.newest(standing(), offered, keychain=keychain(), machine=machine_id())
 
 
-def changes() -> tuple[etc.Change, ...]:
+def changes() -> tuple[Change, ...]:
     """How the running /etc differs from the factory's, machine state apart."""
-    return tuple(etc.drift(FACTORY, ETC, ignore={*machine_files.COVERED, *etc.GENERATED}))
+    return tuple(drift(Directory(FACTORY), Directory(ETC), ignore=IGNORED))
 
 
 def capture() -> Captured:
@@ -92,12 +96,28 @@ def capture() -> Captured:
     machine_files.save(state, STATE)
     found = changes()
     config = None
-    if found:
+    current, _ = waiting()
+    if current is not None and current.config is not None and _is_committed(current.config):
+        config = current.config
+    elif found:
         with tempfile.TemporaryDirectory(dir=RUN, prefix="config-") as scratch:
             staging = Path(scratch) / "etc"
-            etc.stage(found, ETC, staging)
+            etc.stage(found, Directory(ETC), staging)
             config = etc.write_image(staging, OWNER / "config")
     return Captured(found, config, tuple(left_out))
+
+
+def _is_committed(config: str) -> bool:
+    """Whether the running /etc is the committed ``config``: then the lock keeps that, and its place in the history."""
+    from freehold.device import committed, etc_image
+
+    try:
+        image = etc_image.Image(read_bytes(OWNER / "config" / config, committed.MAX_IMAGE))
+        measured = measure_verity(OWNER / "config" / config)
+    except (OSError, FreeholdError):
+        return False
+    base = Stack(image, Directory(FACTORY))
+    return measured == bytes.fromhex(config) and not any(drift(base, Directory(ETC), ignore=IGNORED))
 
 
 def drop_links(layers: Path, serial: int) -> None:
@@ -164,8 +184,8 @@ def propose(
 
 
 def lower_floor(number: int) -> Intent:
-    """The standing intent with another rollback floor. Raises :class:`InputError` for one that would not lower it."""
-    current, now = standing().intent, known_floor()
+    """The newest believed intent with another rollback floor. Raises :class:`InputError` for one that would not lower it."""
+    (current, _), now = waiting(), known_floor()
     if current is None:
         raise FreeholdError("this machine has no intent of the owner's, and so no rollback floor", hint="`freehold lock` sets it")
     if not 0 <= number < now.floor:
@@ -192,9 +212,10 @@ def check_answer(signed: bytes) -> Intent:
         )
     config = offer.intent.config
     if config is not None:
-        image = OWNER / "config" / config
+        # Under the lock a commit waits in the inbox, with its image.
+        image = next((path for top in (OWNER, INBOX) if (path := top / "config" / config).is_file()), None)
         # Its name is only a name: what is mounted over /etc is what the kernel measures.
-        if not image.is_file() or measure_verity(image) != bytes.fromhex(config):
+        if image is None or measure_verity(image) != bytes.fromhex(config):
             raise VerificationError("the signed intent names a configuration that this machine does not have")
     return offer.intent
 
@@ -221,10 +242,13 @@ def enter(wanted: Intent, signed: bytes) -> None:
     with atomic.exclusive(LOCK_FILE, "the lock"):
         if wanted.lock == "locked":
             ready()
+            if wanted.config is not None:
+                commits.adopt(OWNER.parent, wanted.config)
             renew_etc(wanted.config)
         atomic.write(OWNER / "intent", signed, mode=0o600)
+        commits.keep(OWNER, signed)
         drop_links(OWNER / "etc", wanted.serial - 1)
-        _note(wanted)
+        boot_record.note(RUN / "boot.json", wanted)
         if wanted.lock != "open" and guard.mode() != wanted.lock:
             guard.latch(wanted.lock)
 
@@ -261,15 +285,3 @@ def renew_etc(config: str | None) -> None:
     prepare.cover_unbelieved(Path("/var"))
     run.run(["systemd-tmpfiles", "--create", "--prefix=/etc"], check=False)
     run.run(["systemctl", "daemon-reload"], check=False)
-
-
-def _note(wanted: Intent) -> None:
-    """Let ``status`` know what changed since the boot (informational; the guard and the intent are the truth)."""
-    path = RUN / "boot.json"
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return
-    record["intent"] = {"state": "valid", "serial": wanted.serial, "lock": wanted.lock, "since": wanted.since}
-    record["config"] = wanted.config or ""
-    atomic.write(path, json.dumps(record) + "\n")

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from freehold.errors import InputError
+from freehold.lock.covered import HOST_KEY_TYPES
 
 T = TypeVar("T")
 
@@ -25,7 +26,6 @@ MAX_ACCOUNTS = 10_000
 FIRST_UID, LAST_UID = 1000, 59999
 #: Each account's range of subordinate ids (subuid(5)) lies here.
 FIRST_SUBID, LAST_SUBID = 100_000, 0xFFFF_FFFE
-HOST_KEY_TYPES = ("ecdsa", "ed25519", "rsa")
 SHELLS = ("/bin/bash", "/bin/sh", "/bin/dash", "/usr/bin/bash", "/usr/bin/sh", "/usr/sbin/nologin", "/sbin/nologin")
 
 HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")

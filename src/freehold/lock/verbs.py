@@ -15,13 +15,14 @@ from freehold.errors import FreeholdError, InputError
 from freehold.files import read_given
 from freehold.keys import device
 from freehold.keys.x509 import Signer, load_signer
-from freehold.lock import actions, guard, intent, requests
+from freehold.lock import actions, etc_request, guard, intent, requests
 from freehold.lock.intent import Intent
 from freehold.monitor import Monitor, step
 from freehold.report import Report
 
 if TYPE_CHECKING:
     from freehold.device.strict import Ask
+    from freehold.lock.etc_request import Carried
 
 SUFFIX = ".signed"
 #: Bytes of an answer: a signed intent and a certificate.
@@ -187,7 +188,8 @@ def unlock(options: argparse.Namespace, monitor: Monitor) -> Report:
             )
         if current.state == "open":
             raise FreeholdError("this machine is not locked")
-        wanted = actions.propose("open", current.intent.config if current.intent else None)
+        newest, _ = actions.waiting()
+        wanted = actions.propose("open", newest.config if newest else None)
         if options.request is not None:
             return _request(options.request, wanted, "unlock")
         signed = intent.sign(wanted, owner_signer(options.key, monitor).sign)
@@ -259,6 +261,7 @@ def sign_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", type=Path, metavar="DIR", help="where a release that is given by its name is kept")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"the answer (default: REQUEST{SUFFIX})")
     parser.add_argument("--no-device-key", action="store_true", help="sign the intent, certify no device key")
+    parser.add_argument("--whole", action="store_true", help="of a commit of /etc: show all of it, not what changes")
     parser.add_argument("--days", type=int, metavar="N", help="how long a device certificate is valid (default 730)")
 
 
@@ -277,6 +280,9 @@ def sign(options: argparse.Namespace, monitor: Monitor) -> Report:
     if request.startswith(strict.MAGIC):
         return _sign_deployment(strict.unpack(request), options, monitor)
     output = options.output or options.request.with_name(options.request.name + SUFFIX)
+    text, carried = etc_request.split(request)
+    if carried is not None:
+        return _sign_etc(intent.parse(text), carried, output, options, monitor)
     if device.is_request(request):
         return _sign_renewal(request, output, options, monitor)
     request, listed = requests.split(request)
@@ -309,6 +315,21 @@ def _sign_renewal(request: bytes, output: Path, options: argparse.Namespace, mon
     atomic.write(output, device.write_answer(certificate))
     data = {"schema": "freehold-sign-1", "answer": str(output), "machine": machine, "serial": None, "device_key": True}
     return Report(data, f"{output}: signed\nNext, on the machine: freehold device-key renew --answer {output.name}")
+
+
+def _sign_etc(wanted: Intent, carried: Carried, output: Path, options: argparse.Namespace, monitor: Monitor) -> Report:
+    """A machine asks to commit /etc: what that is comes out of the image, which is the one that is signed for."""
+    from freehold.device import etc_sign
+
+    lines = etc_sign.describe(carried, wanted, whole=options.whole)
+    print("\n".join([describe(wanted), *lines]), file=sys.stderr)
+    signer = owner_signer(options.key, monitor)
+    if carried.before and not options.whole:
+        number = etc_sign.prove(carried, wanted, signer.certificate_der())
+        print(f"the one before is of the intent number {number}, signed by this key", file=sys.stderr)
+    atomic.write(output, intent.sign(wanted, signer.sign))
+    data = {"schema": "freehold-sign-1", "answer": str(output), "machine": wanted.machine, "serial": wanted.serial}
+    return Report(data, f"{output}: signed\nNext, on the machine: freehold etc {carried.verb} --answer {output.name}")
 
 
 def _listed(listed: bytes | None) -> list[str]:

@@ -106,6 +106,28 @@ def exactly(data: bytes, entries: Sequence[Entry], epoch: int) -> str:
     return ""
 
 
+class File(NamedTuple):
+    """A path of an image that holds data too: ``content`` of files, ``target`` of links; removed ones are S_IFCHR by ``mode``."""
+
+    mode: int
+    uid: int
+    gid: int
+    content: bytes
+    target: str
+
+
+def files(data: bytes) -> dict[str, File]:
+    """All of a committed /etc's image by path, "" for its top: what the kernel shows of it, or :class:`InputError`.
+
+    As strict as :func:`exactly`, since an owner signs what is read here. Extended attributes, which could
+    make overlayfs show something else, do not occur; device nodes are whiteouts.
+    """
+    try:
+        return _Config(data).files()
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise InputError(f"the image is damaged: {error}") from None
+
+
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -236,13 +258,17 @@ class _Reader:
 class _Exact(_Reader):
     """Refuses what :class:`_Reader` need not look at."""
 
+    #: Which types there are, and how directories call them.
+    types = _TYPES
+    compatible: tuple[int, ...] = (_COMPATIBLE,)
+
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         (_, _, compatible, _, slots, _, _, _, nsec, blocks, _, _, _, label, incompatible, algorithms, devices, _,
          directory_bits, prefixes, _, packed) = _SUPER.unpack_from(data, _OFFSET)  # fmt: skip
         rest = self._bytes(_OFFSET + _SUPER.size, 128 - _SUPER.size)
         odd = (slots, nsec, incompatible, algorithms, devices, directory_bits, prefixes, packed)
-        if compatible != _COMPATIBLE or any(odd) or any(label) or any(rest):
+        if compatible not in self.compatible or any(odd) or any(label) or any(rest):
             raise InputError("the metadata image has features that Freehold does not write")
         if blocks * self.block != len(data):
             raise InputError("the metadata image has another size than it says")
@@ -268,7 +294,7 @@ class _Exact(_Reader):
                 if number == count:
                     name = name.rstrip(b"\0")
                 kind = stat.S_IFMT(self._inode(row[0]).mode)
-                if b"\0" in name or name <= before or row[2] != _TYPES.get(kind) or row[3]:
+                if b"\0" in name or name <= before or row[2] != self.types.get(kind) or row[3]:
                     raise InputError("the metadata image has a directory that Freehold does not write")
                 before = name
         return super()._names(inode)
@@ -295,6 +321,44 @@ class _Exact(_Reader):
         found = super()._xattrs(inode)
         if len(found) != len(places):
             raise InputError("the metadata image has an attribute twice")
+        return found
+
+
+class _Config(_Exact):
+    """A committed /etc: files with their data, and whiteouts."""
+
+    types = {**_TYPES, stat.S_IFCHR: 3}  # noqa: RUF012 (never changed, as its base's)
+    #: Times in inodes, with or without a checksum of the superblock; from directories mkfs.erofs writes no filter.
+    compatible = (2, 3)
+
+    def files(self) -> dict[str, File]:
+        """Walk from the root; each directory once."""
+        found: dict[str, File] = {}
+        seen: set[int] = set()
+        waiting = [("", self.root, 0)]
+        size = 0
+        while waiting:
+            path, nid, depth = waiting.pop()
+            inode = self._inode(nid)
+            kind = stat.S_IFMT(inode.mode)
+            if kind not in self.types or inode.xattrs[1]:
+                raise InputError(f"{path!r} in the image is of a kind that no configuration has")
+            if kind == stat.S_IFCHR and inode.start:
+                raise InputError(f"{path!r} in the image is a device")
+            content = self._content(inode) if kind in (stat.S_IFREG, stat.S_IFLNK) else b""
+            size += len(content)
+            # Files may share their blocks: what they say they hold is no more than there is room for.
+            if len(found) > MAX_ENTRIES or depth > MAX_DEPTH or size > len(self.data):
+                raise InputError("the image holds more than it has room for")
+            is_link = kind == stat.S_IFLNK
+            found[path] = File(inode.mode, inode.uid, inode.gid, b"" if is_link else content, content.decode() if is_link else "")
+            if kind == stat.S_IFDIR:
+                if nid in seen:
+                    raise InputError(f"the image has a loop at {path!r}")
+                seen.add(nid)
+                waiting += [(f"{path}/{name}".lstrip("/"), child, depth + 1) for name, child in self._names(inode)]
+        if not stat.S_ISDIR(found[""].mode):
+            raise InputError("the top of the image is no directory")
         return found
 
 

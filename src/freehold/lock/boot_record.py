@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the early step wrote about this boot, brought up to date when the intent changes under way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from freehold import atomic
+from freehold.lock.intent import Intent
+
+
+def note(path: Path, wanted: Intent) -> None:
+    """Let ``status`` know that ``wanted`` stands (informational; the guard and the intent are the truth)."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return
+    record["intent"] = {"state": "valid", "serial": wanted.serial, "lock": wanted.lock, "since": wanted.since}
+    record["config"] = wanted.config or ""
+    atomic.write(path, json.dumps(record) + "\n")
