@@ -27,9 +27,10 @@ PURE = (
     "device.verify_keys", "device.verify_machine",
     "keys.dbx", "keys.der", "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.pe", "keys.pkcs7",
     "keys.verify", "keys.wire",
-    "lock.intent", "lock.machine", "lock.memory", "lock.requests", "rescue.wish", "seal.authenticode", "seal.cpio",
-    "seal.dpkg", "seal.erofs", "seal.headerball", "seal.ids", "seal.repack", "seal.varmap", "update.believe", "update.manifest",
-    "update.parts", "update.rescue_entry", "vm.machine", "vm.keyboard",
+    "lock.denials", "lock.intent", "lock.machine", "lock.memory", "lock.requests", "lock.rules", "rescue.wish",
+    "seal.authenticode", "seal.cpio", "seal.dpkg", "seal.erofs", "seal.headerball",
+    "seal.ids", "seal.repack", "seal.varmap", "update.believe",
+    "update.manifest", "update.parts", "update.rescue_entry", "vm.machine", "vm.keyboard",
 )  # fmt: skip
 IMPURE_IMPORTS = {
     "os", "subprocess", "shutil", "socket", "tempfile", "fcntl", "ctypes", "glob", "signal", "http", "urllib.request",
