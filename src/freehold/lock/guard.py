@@ -14,6 +14,8 @@ from freehold.lock import denials as refusals
 
 GUARDCTL = Path("/usr/lib/freehold/guardctl")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
+#: Tells the journal about refusals.
+REPORTER = "freehold-refusals.service"
 
 
 def _ask(*arguments: str, check: bool = True) -> dict[str, Any]:
@@ -84,3 +86,5 @@ def latch(wanted: str) -> None:
             if "[integrity]" not in LOCKDOWN.read_text() and "[confidentiality]" not in LOCKDOWN.read_text():
                 raise
     run.run([GUARDCTL, "latch", wanted])
+    # A boot that begins with the guard starts it by itself. It only tells: whether it runs changes nothing else.
+    run.run(["systemctl", "start", "--no-block", REPORTER], check=False)
