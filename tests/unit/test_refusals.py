@@ -133,7 +133,11 @@ def test_a_flood_is_a_few_lines(program: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"x", b"freehold-told-1\0" + b"y" * 100, b"freehold-told-0\0" + b"y" * 144])
 def test_a_foreign_state_counts_as_none(program: Path, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "state").write_bytes(data)
-    assert len(tell(program, tmp_path / "state", [(10, [record()])])[0]) == 1
+    state = tmp_path / "state"
+    assert len(tell(program, state, [(10, [record()])])[0]) == 1
+    # All as it was but for the first line.
+    state.write_bytes(b"freehold-told-2\0" + state.read_bytes()[16:])
+    assert len(tell(program, state, [(10, [record()])])[0]) == 1
 
 
 @given(st.binary(min_size=15, max_size=15), st.lists(st.binary(min_size=31, max_size=31), max_size=3), st.integers(0, 30))
