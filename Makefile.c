@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The C programs: `early` (the initrd's only program), `guardctl` and the launcher `updater`, all static.
+# The C programs: `early` (the initrd's only program), `guardctl`, the launcher `updater` and the reporter `refusals`, all static.
 #   make -f Makefile.c [OUT=DIR]     from the top of the repository, in the tools tree
 # bpf/guard.mk builds the guard's BPF object, its loader and guardctl; early links the same loader.
 OUT ?= build-output/c
@@ -10,12 +10,13 @@ GUARD_CC := $(CC)
 GUARD_CFLAGS := $(CFLAGS_C)
 
 .PHONY: all clean
-all: $(OUT)/early $(OUT)/guardctl $(OUT)/updater
+all: $(OUT)/early $(OUT)/guardctl $(OUT)/updater $(OUT)/refusals
 
 include bpf/guard.mk
 
-# The guard's own two sources have their rules in guard.mk; the launcher is a program of its own.
-EARLY_SOURCES := $(filter-out early/guard.c early/guardctl.c early/updater.c,$(sort $(wildcard early/*.c)))
+# The guard's own two sources have their rules in guard.mk; the launcher and the reporter are programs of their own.
+EARLY_SOURCES := $(filter-out early/guard.c early/guardctl.c early/updater.c early/refusals.c early/watch.c,\
+	$(sort $(wildcard early/*.c)))
 EARLY_OBJECTS := $(patsubst early/%.c,$(OUT)/early-objects/%.o,$(EARLY_SOURCES))
 
 $(OUT)/early-objects/%.o: early/%.c $(wildcard early/*.h) bpf/guard.h
@@ -32,6 +33,10 @@ $(OUT)/guardctl: $(GUARD_OUT)/guardctl
 $(OUT)/updater: early/updater.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_C) -static $< -o $@
+
+$(OUT)/refusals: early/watch.c early/refusals.c early/refusals.h early/refusal_words.h bpf/guard.h
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_C) -static early/watch.c early/refusals.c -o $@
 
 clean:
 	rm -rf $(OUT)

@@ -24,7 +24,7 @@ from freehold.monitor import NullMonitor
 from freehold.seal import accounts, ids
 from freehold.seal.dpkg import installed
 from freehold.seal.headerball import Entry
-from freehold.seal.walk import stamp_bytecode, walk
+from freehold.seal.walk import file_capability, stamp_bytecode, strip_privileges, walk
 
 ROOT = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
@@ -297,15 +297,37 @@ def test_set_uid_bits_are_taken(tmp_path: Path) -> None:
     for name, mode in modes.items():
         (tmp_path / "usr/bin" / name).touch()
         (tmp_path / "usr/bin" / name).chmod(mode)
-    assert tree.strip_setuid(tmp_path, ["/usr/bin/kept"]) == ["/usr/bin/newuidmap", "/usr/bin/su", "/usr/bin/wall"]
+    assert strip_privileges(tmp_path, keep_all=["/usr/bin/kept"]) == ["/usr/bin/newuidmap", "/usr/bin/su", "/usr/bin/wall"]
     left = {name: (tmp_path / "usr/bin" / name).stat().st_mode & 0o7777 for name in modes}
     assert left == {**dict.fromkeys(modes, 0o755), "kept": 0o4755}
-    assert os.getxattr(tmp_path / "usr/bin/newuidmap", "security.capability") == tree.file_capability(7)
+    assert os.getxattr(tmp_path / "usr/bin/newuidmap", "security.capability") == file_capability(7)
     assert "security.capability" not in os.listxattr(tmp_path / "usr/bin/su")
 
 
+@needs_root
+def test_file_capabilities_are_taken(tmp_path: Path) -> None:
+    """A program with CAP_SYS_ADMIN is as good as a set-uid one."""
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    strong = file_capability(21)
+    names = ("tool", "kept", "signed", "other", "newuidmap", "newgidmap")
+    for name in names:
+        (tmp_path / "usr/bin" / name).touch()
+        os.setxattr(tmp_path / "usr/bin" / name, "security.capability", file_capability(6) if name == "newgidmap" else strong)
+    signed = {("/usr/bin/signed", strong), ("/usr/bin/other", file_capability(13))}
+    assert strip_privileges(tmp_path, signed, ["/usr/bin/kept"]) == ["/usr/bin/newuidmap", "/usr/bin/other", "/usr/bin/tool"]
+    left = {}
+    for name in names:
+        path = tmp_path / "usr/bin" / name
+        left[name] = os.getxattr(path, "security.capability") if os.listxattr(path) else b""
+    assert left == {
+        "tool": b"", "kept": strong, "signed": strong, "other": b"",
+        "newuidmap": file_capability(7), "newgidmap": file_capability(6),
+    }  # fmt: skip
+    assert strip_privileges(tmp_path, signed, ["/usr/bin/kept"]) == []
+
+
 def test_capability_value() -> None:
-    assert struct.unpack("<5I", tree.file_capability(7)) == (0x02000001, 1 << 7, 0, 0, 0)
+    assert struct.unpack("<5I", file_capability(7)) == (0x02000001, 1 << 7, 0, 0, 0)
 
 
 def test_bytecode_is_valid_for_the_epoch(tmp_path: Path) -> None:

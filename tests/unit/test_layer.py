@@ -23,6 +23,7 @@ from freehold.lock.requests import File, Package, Requests
 from freehold.monitor import NullMonitor
 from freehold.seal import accounts, dpkg, erofs, ids
 from freehold.seal.headerball import Entry
+from freehold.seal.walk import CAPABILITY, file_capability, walk
 from freehold.update.manifest import canonical, parse_manifest
 
 MONITOR = NullMonitor()
@@ -75,6 +76,23 @@ def entry(path: str, kind: int = stat.S_IFREG, data: bytes = b"") -> Entry:
 
 
 @needs_root
+@needs_root
+def test_a_layer_brings_no_privileges(tmp_path: Path) -> None:
+    """Capabilities of files count as set-uid bits do; what the signed tree below has stays."""
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    strong = file_capability(21)
+    for name in ("tool", "signed", "newuidmap"):
+        (tmp_path / "usr/bin" / name).touch()
+        (tmp_path / "usr/bin" / name).chmod(0o4755)
+        os.setxattr(tmp_path / "usr/bin" / name, CAPABILITY, strong)
+    layer._clean(tmp_path, 0, {("/usr/bin/signed", strong)})
+    found = {entry.path[9:]: entry for entry in walk(tmp_path) if entry.path.startswith("/usr/bin/")}
+    assert {stat.S_IMODE(entry.mode) for entry in found.values()} == {0o755}
+    assert {name: entry.xattrs for name, entry in found.items()} == {
+        "tool": (), "signed": ((CAPABILITY, strong),), "newuidmap": ((CAPABILITY, file_capability(7)),),
+    }  # fmt: skip
+
+
 def test_an_upper_directory_becomes_entries(tmp_path: Path) -> None:
     base = {one.path: one for one in (
         entry("/", stat.S_IFDIR), entry("/usr", stat.S_IFDIR), entry("/usr/gone", data=b"x"), entry("/usr/same", data=b"same"),

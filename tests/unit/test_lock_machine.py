@@ -137,6 +137,32 @@ def test_the_image_wins_over_an_account() -> None:
     assert files == BASE
 
 
+def test_nobody_takes_a_name_that_a_group_of_the_image_has() -> None:
+    base = replace(BASE, group=BASE.group + "adm:x:4:syslog,anna\n")
+    assert machine.render(base, [ANNA]) == base
+    bob = replace(ANNA, name="bob")
+    assert machine.render(base, [bob]).group == base.group + "bob:x:1000:\n"
+
+
+def test_half_a_character_does_not_end_the_boot(tmp_path: Path) -> None:
+    text = machine.serialize(MachineState("", (), (ANNA, replace(ANNA, name="bob", uid=1001, gid=1001, gecos="\ud800", subid=0))))
+    state, dropped = machine.parse(text.encode())
+    assert state.accounts == (ANNA,)
+    assert len(dropped) == 1
+    for name, _ in machine_files.ACCOUNT_FILES:
+        (tmp_path / name).write_text(getattr(BASE, name))
+    machine_files.apply(state, "0" * 32, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(("subid", "believed"), [(100_000, 1), (34_465 + 65_535, 1), (165_535, 1), (165_536, 2), (0, 2)])
+def test_subordinate_ids_belong_to_one(subid: int, believed: int) -> None:
+    bob = replace(ANNA, name="bob", uid=1001, gid=1001, home="/home/bob", subid=subid)
+    for accounts in ((ANNA, bob), (bob, ANNA)):
+        state, dropped = machine.check(MachineState("", (), accounts))
+        assert state.accounts == accounts[:believed]
+        assert len(dropped) == 2 - believed
+
+
 def test_collect_takes_people_only() -> None:
     passwd = BASE.passwd + "anna:x:1000:1000:Anna:/home/anna:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n"
     state, dropped = machine.collect("host\n", passwd, f"anna:{ANNA.hash}:1::::::\n", "anna:100000:65536\n", {})

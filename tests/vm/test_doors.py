@@ -230,6 +230,20 @@ def test_work_goes_on_while_locked(locked: Stage) -> None:
         assert (status, out.split()) == (0, ["data"]), (work, said)
 
 
+def test_refusals_are_told(locked: Stage) -> None:
+    """In words, with the command that helps; and in the journal, by a reporter that the lock itself lets live."""
+    locked.shell("/run/marker || true")
+    rows = json.loads(locked.guest("freehold", "denials", "--json").stdout)["denials"]
+    row = next(row for row in rows if row["rule"] == "exec" and row["file"] == "/run/marker")
+    assert row["sentence"].endswith("allowed to run /run/marker: the file is not signed")
+    assert "fsverity enable /run/marker --signature=/run/marker.sig" in [way["command"] for way in row["ways"]]
+    assert locked.shell("systemctl is-active freehold-refusals.service") == "active"
+    said = locked.shell(f"sleep 7; journalctl -o json MESSAGE_ID={row['message_id']}").splitlines()
+    assert any(json.loads(line)["FREEHOLD_PATH"].endswith("/marker") for line in said)
+    explained = locked.shell(f"journalctl -x MESSAGE_ID={row['message_id']}")
+    assert "A privileged process starts only files of the sealed tree" in explained
+
+
 def test_only_the_owner_and_only_forward(locked: Stage) -> None:
     """A stranger's signature, and an older word of the owner's own, are refused."""
     stranger = locked.path("stranger")

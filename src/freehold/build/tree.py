@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,14 +17,12 @@ from freehold.build.recipe import Recipe
 from freehold.errors import FreeholdError, InputError
 from freehold.seal import accounts, ids
 from freehold.seal.ids import IdLock
-from freehold.seal.walk import LEFTOVERS, SECRETS, SETUID_BITS, stamp_bytecode
+from freehold.seal.walk import LEFTOVERS, SECRETS, stamp_bytecode, strip_privileges
 
 #: Top-level directories that belong to the machine live in /var.
 VAR_LINKS = {"home": "var/home", "root": "var/roothome", "srv": "var/srv", "opt": "var/opt", "mnt": "var/mnt",
              "media": "run/media"}  # fmt: skip
 MOUNT_POINTS = ("boot", "dev", "efi", "etc", "proc", "run", "sys", "sysroot", "tmp", "var")
-#: CAP_SETUID and CAP_SETGID instead of set-uid root, see newuidmap(1).
-MAPPERS = {"/usr/bin/newuidmap": 7, "/usr/bin/newgidmap": 6}
 
 
 def remove_leftovers(tree: Path) -> None:
@@ -55,30 +51,6 @@ def settle_kernel(tree: Path) -> str:
     if not (home / "vmlinuz").is_file():
         raise FreeholdError(f"the kernel package of {version} brought no vmlinuz")
     return version
-
-
-def file_capability(number: int) -> bytes:
-    """The ``security.capability`` value (VFS_CAP_REVISION_2, effective) that permits one capability. Pure."""
-    return struct.pack("<IIIII", 0x02000001, 1 << number, 0, 0, 0)
-
-
-def strip_setuid(tree: Path, keep: Sequence[str]) -> list[str]:
-    """Take set-uid and set-gid bits from every program not in ``keep``; returns what was stripped.
-
-    The two programs that rootless containers need to map their users get just the one capability for it.
-    """
-    stripped = []
-    for directory, _, names in os.walk(tree / "usr"):
-        for name in names:
-            path = Path(directory) / name
-            status = path.lstat()
-            shown = "/" + str(path.relative_to(tree))
-            if stat.S_ISREG(status.st_mode) and status.st_mode & SETUID_BITS and shown not in keep:
-                path.chmod(stat.S_IMODE(status.st_mode) & ~SETUID_BITS)
-                stripped.append(shown)
-                if shown in MAPPERS:
-                    os.setxattr(path, "security.capability", file_capability(MAPPERS[shown]))
-    return sorted(stripped)
 
 
 def write_files(tree: Path, recipe: Recipe) -> None:
@@ -147,7 +119,7 @@ def finish(tree: Path, recipe: Recipe, *, version: str, epoch: int, sources: str
     lock = accounts.fix_ids(tree, lock)
     own_files(tree, recipe)
     set_units(tree, recipe)
-    strip_setuid(tree, recipe.setuid_keep)
+    strip_privileges(tree, keep_all=recipe.setuid_keep)
     # What the machine's own apt would ask; the flat directory of the build is gone by then.
     (tree / "etc/apt/sources.list").write_text(sources)
     state.settle_var(tree, recipe)

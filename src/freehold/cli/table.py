@@ -132,7 +132,7 @@ VERBS = (
         "freehold rescue install --disk /dev/sda                  (no deployment starts any more)",
         "freehold rescue adopt --disk /dev/sda                    (the owner's key is lost)",
     ), group=True),
-    Verb("denials", LOCK, "what the guard refused, or would refuse", ("freehold denials --json",)),
+    Verb("denials", LOCK, "what the guard refused, and what would allow it", ("freehold denials --json",)),
     Verb("attest", "freehold.attest.verbs", "prove by the TPM what runs here, or judge such a proof", (
         "freehold attest --identity -o server.identity           (on the machine, once, when you trust it)",
         "openssl rand -hex 32                                    (where you check: a fresh nonce each time)",

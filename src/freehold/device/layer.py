@@ -14,7 +14,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from freehold import atomic, files
@@ -31,7 +31,7 @@ from freehold.lock.requests import Requests
 from freehold.monitor import Monitor, step
 from freehold.seal import accounts, dpkg, ids, varmap
 from freehold.seal.headerball import Entry
-from freehold.seal.walk import LEFTOVERS, SECRETS, SETUID_BITS, stamp_bytecode, walk
+from freehold.seal.walk import CAPABILITY, LEFTOVERS, SECRETS, stamp_bytecode, strip_privileges, walk
 
 STATUS = "usr/share/dpkg-db/status"
 TMPFILES = "usr/lib/tmpfiles.d/freehold-layer.conf"
@@ -68,7 +68,8 @@ def build(sysroot: Sysroot, base: Base, requested: Requests, monitor: Monitor) -
                 lock = accounts.joined(_lock(sysroot, below.entries), own_lock(sysroot))
                 accounts.fix_ids(box.tree, lock, etc="usr/etc", more=[box.var])
                 _settle_var(box, before)
-        _clean(work / "upper", below.epoch)
+        signed = {(entry.path, value) for entry in below.entries for name, value in entry.xattrs if name == CAPABILITY}
+        _clean(work / "upper", below.epoch, signed)
         entries, removed = scan(work / "upper", {entry.path: entry for entry in below.entries})
         done = True
         return Layer(work / "upper", tuple(entries), tuple(removed), dpkg.installed(text))
@@ -201,8 +202,8 @@ def _names(database: Path) -> dict[int, str]:
     return {int(row[2]): row[0] for row in rows if row[2].isdigit()}
 
 
-def _clean(upper: Path, epoch: int) -> None:
-    """No secrets, no leftovers, no set-uid programs, no traces of the box; compiled Python fits the tree's time stamp."""
+def _clean(upper: Path, epoch: int, signed: Collection[tuple[str, bytes]]) -> None:
+    """No secrets, leftovers, set-uid bits, capabilities but ``signed`` ones, traces of the box; bytecode fits the epoch."""
     for pattern in (*SECRETS, *LEFTOVERS, *_TRACES):
         for path in upper.glob(_sealed(pattern)):
             files.remove(path)
@@ -214,10 +215,7 @@ def _clean(upper: Path, epoch: int) -> None:
             raise InputError("a requested package brings a kernel; replacing the kernel is not a package request")
         if name != "usr":
             files.remove(upper / name)
-    for path in (upper / "usr").rglob("*"):
-        status = path.lstat()
-        if stat.S_ISREG(status.st_mode) and status.st_mode & SETUID_BITS:
-            path.chmod(stat.S_IMODE(status.st_mode) & ~SETUID_BITS)
+    strip_privileges(upper, signed)
     if (upper / "usr").is_dir():
         stamp_bytecode(upper, epoch)
 

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from freehold import run
 from freehold.errors import FreeholdError, NotHereError
+from freehold.lock import denials as refusals
 
 GUARDCTL = Path("/usr/lib/freehold/guardctl")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
+#: Tells the journal about refusals.
+REPORTER = "freehold-refusals.service"
 
 
 def _ask(*arguments: str, check: bool = True) -> dict[str, Any]:
@@ -35,9 +39,25 @@ def load() -> None:
     _ask("load")
 
 
-def denials() -> list[dict[str, Any]]:
-    """What was refused, or in audit mode would have been, newest first."""
-    return list(_ask("denials")["denials"]) if _ask("status")["loaded"] else []
+def denials() -> tuple[str, list[dict[str, Any]]]:
+    """The mode, and the records of what was refused, or in audit mode would have been."""
+    state = _ask("status")
+    return str(state["mode"]), list(_ask("denials")["denials"]) if state["loaded"] else []
+
+
+class Finder:
+    """Finds the files of records by the mounts of this process. A record has only the end of its path."""
+
+    def __init__(self, mountinfo: Path = Path("/proc/self/mountinfo")) -> None:
+        self.mounts = mountinfo.read_text(errors="surrogateescape")
+
+    def find(self, path: str) -> str | None:
+        """The path of the record's file, if there is one file that it can be."""
+        found = [place for place in refusals.places(path, self.mounts) if os.path.lexists(place)]
+        if not found or any(not os.path.samestat(os.lstat(found[0]), os.lstat(other)) for other in found):
+            return None
+        # JSON and terminals take text only.
+        return found[0] if found[0].isprintable() else None
 
 
 def preflight() -> list[dict[str, Any]]:
@@ -66,3 +86,5 @@ def latch(wanted: str) -> None:
             if "[integrity]" not in LOCKDOWN.read_text() and "[confidentiality]" not in LOCKDOWN.read_text():
                 raise
     run.run([GUARDCTL, "latch", wanted])
+    # A boot that begins with the guard starts it by itself. It only tells: whether it runs changes nothing else.
+    run.run(["systemctl", "start", "--no-block", REPORTER], check=False)

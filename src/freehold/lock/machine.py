@@ -26,11 +26,13 @@ MAX_ACCOUNTS = 10_000
 FIRST_UID, LAST_UID = 1000, 59999
 #: Each account's range of subordinate ids (subuid(5)) lies here.
 FIRST_SUBID, LAST_SUBID = 100_000, 0xFFFF_FFFE
+SUBIDS = 65536
 SHELLS = ("/bin/bash", "/bin/sh", "/bin/dash", "/usr/bin/bash", "/usr/bin/sh", "/usr/sbin/nologin", "/sbin/nologin")
 
 HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 NAME = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
-GECOS = re.compile(r"[^:\n\r\0]{0,200}")
+#: Half a character pair, which JSON can say and no file can hold, would end the boot's preparation.
+GECOS = re.compile(r"[^:\n\r\0\ud800-\udfff]{0,200}")
 HOME = re.compile(r"/(?:var/)?home/[a-z_][a-z0-9_-]{0,30}")
 #: crypt(5) hashes, or no password ("*", "!", "!*"). An empty field would mean no password is asked for.
 HASH = re.compile(r"!{0,2}\*?|!?\$[A-Za-z0-9]{1,8}\$[A-Za-z0-9./,=$+-]{10,300}")
@@ -91,7 +93,7 @@ def account_faults(account: Account) -> list[str]:
         faults.append(f"shell {account.shell}")
     if not account.hash or not HASH.fullmatch(account.hash):
         faults.append("its password field")
-    if account.subid and not FIRST_SUBID <= account.subid <= LAST_SUBID - 65536:
+    if account.subid and not FIRST_SUBID <= account.subid <= LAST_SUBID - SUBIDS:
         faults.append("its subordinate ids")
     return faults
 
@@ -114,16 +116,24 @@ def check(state: MachineState) -> tuple[MachineState, list[str]]:
     names: set[str] = set()
     numbers: set[int] = set()
     groups: set[int] = set()
+    # By number of SUBIDS: no two that are believed begin in the same one.
+    ranges: dict[int, int] = {}
     for account in state.accounts[:MAX_ACCOUNTS]:
         faults = account_faults(account)
         if account.name in names or account.uid in numbers or account.gid in groups:
             faults.append("it is there twice")
+        place = account.subid // SUBIDS
+        near = [ranges[at] for at in (place - 1, place, place + 1) if at in ranges]
+        if account.subid and any(abs(account.subid - other) < SUBIDS for other in near):
+            faults.append("its subordinate ids are another's")
         if faults:
             dropped.append(f"account {account.name[:40]!r}: {', '.join(faults)}")
             continue
         names.add(account.name)
         numbers.add(account.uid)
         groups.add(account.gid)
+        if account.subid:
+            ranges[place] = account.subid
         accounts.append(account)
     return MachineState(hostname, tuple(keys.values()), tuple(accounts)), dropped
 
@@ -211,8 +221,12 @@ class AccountFiles:
 
 
 def render(base: AccountFiles, accounts: Iterable[Account]) -> AccountFiles:
-    """``base`` (the image's own) plus ``accounts``; a name or number that the image has wins over an account's."""
+    """``base`` (the image's own) plus ``accounts``; a name or number that the image has wins over an account's.
+
+    A member that one of the image's groups names counts as the image's: who took that name would be in the group.
+    """
     names = {fields[0] for text in (base.passwd, base.group) for fields in _table(text, 3)}
+    names |= {member for fields in _table(base.group, 4) for member in fields[3].split(",")}
     numbers = {fields[2] for fields in _table(base.passwd, 3)}
     groups = {fields[2] for fields in _table(base.group, 3)}
     lines: dict[str, list[str]] = {name: [] for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")}

@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from freehold import atomic
 from freehold.device import device_key_verbs, request_verbs
@@ -16,6 +17,7 @@ from freehold.files import read_given
 from freehold.keys import device
 from freehold.keys.x509 import Signer, load_signer
 from freehold.lock import actions, etc_request, guard, intent, requests
+from freehold.lock import denials as refusals
 from freehold.lock.intent import Intent
 from freehold.monitor import Monitor, step
 from freehold.report import Report
@@ -386,15 +388,11 @@ def denials_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def denials(_options: argparse.Namespace, _monitor: Monitor) -> Report:
-    """List what the guard refused, or would have."""
-    rows = guard.denials()
-    lines = [_row(row) for row in rows]
-    head = f"{len(rows)} kinds of refusals" if rows else "nothing was refused"
-    return Report({"schema": "freehold-denials-1", "denials": rows}, "\n".join([head, *lines]))
-
-
-def _row(row: dict[str, Any]) -> str:
-    return f"  {row.get('count', 0):>6}  {row.get('rule', '?'):14} {row.get('comm', '?'):16} {row.get('path', '')}"
+    """Say what the guard refused, or would have, and what would allow it."""
+    mode, records = guard.denials()
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    found = refusals.group(records, booted=booted, find=guard.Finder().find)
+    return Report(refusals.data(found, mode), refusals.text(found, mode))
 
 
 VERBS = (
@@ -402,5 +400,5 @@ VERBS = (
     ("unlock", "with the owner's key: open at the next boot", unlock_arguments, unlock),
     ("floor", "the rollback floor: what no longer boots while locked", floor_arguments, floor),
     ("sign", "answer a machine's request, or sign a release that was built unsigned", sign_arguments, sign),
-    ("denials", "what the guard refused, or would refuse", denials_arguments, denials),
+    ("denials", "what the guard refused, or would refuse, and what would allow it", denials_arguments, denials),
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from freehold.errors import FreeholdError
@@ -25,6 +25,43 @@ LEFTOVERS = (
     "initrd.img*", "vmlinuz*", "run/*", "tmp/*", "root/*", "root/.[!.]*", ".dockerenv",
 )  # fmt: skip
 SETUID_BITS = stat.S_ISUID | stat.S_ISGID
+CAPABILITY = "security.capability"
+#: CAP_SETUID and CAP_SETGID instead of set-uid root, see newuidmap(1).
+MAPPERS = {"/usr/bin/newuidmap": 7, "/usr/bin/newgidmap": 6}
+
+
+def file_capability(number: int) -> bytes:
+    """The ``security.capability`` value (VFS_CAP_REVISION_2, effective) that permits one capability. Pure."""
+    return struct.pack("<IIIII", 0x02000001, 1 << number, 0, 0, 0)
+
+
+def strip_privileges(tree: Path, keep: Collection[tuple[str, bytes]] = (), keep_all: Collection[str] = ()) -> list[str]:
+    """Take set-uid and set-gid bits and file capabilities from every program of ``tree/usr``; returns what lost any.
+
+    The two programs that rootless containers need to map their users get just the one capability for it. ``keep`` are
+    capabilities that a signed tree has already, by path and value; the programs in ``keep_all`` keep all they have.
+    """
+    stripped = []
+    for directory, _, names in os.walk(tree / "usr"):
+        for name in names:
+            path = Path(directory) / name
+            status = path.lstat()
+            shown = "/" + str(path.relative_to(tree))
+            if not stat.S_ISREG(status.st_mode) or shown in keep_all:
+                continue
+            had = os.getxattr(path, CAPABILITY) if CAPABILITY in os.listxattr(path) else b""
+            taken = False
+            if had and (shown, had) not in keep and not (shown in MAPPERS and had == file_capability(MAPPERS[shown])):
+                os.removexattr(path, CAPABILITY)
+                taken = True
+            if status.st_mode & SETUID_BITS:
+                path.chmod(stat.S_IMODE(status.st_mode) & ~SETUID_BITS)
+                taken = True
+            if taken:
+                stripped.append(shown)
+                if shown in MAPPERS:
+                    os.setxattr(path, CAPABILITY, file_capability(MAPPERS[shown]))
+    return sorted(stripped)
 
 
 def walk(tree: Path) -> Iterator[Entry]:
