@@ -53,7 +53,7 @@ def plain_tree(tools: Tools, bench: Bench, target: Path, commit: str) -> None:
 
 def plain_init(tools: Tools, target: Path) -> None:
     """Compile ``bench/plain_init.c``."""
-    sources = [REPOSITORY / "early" / f"{name}.c" for name in ("disk", "gpt", "modules", "util")]
+    sources = [REPOSITORY / "early" / f"{name}.c" for name in ("disk", "gpt", "modules", "util", "verity")]
     tools.run(
         ["gcc", "-O2", "-std=gnu17", "-static", f"-I{REPOSITORY / 'early'}", "-o", target,
          REPOSITORY / "bench/plain_init.c", *sources],
