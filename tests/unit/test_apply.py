@@ -420,6 +420,23 @@ def test_a_strict_machine(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @build
+def test_an_answer_finds_the_release_that_it_is_about(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update that was held waits for the owner: the answer need not be told which. Later it is about nothing any more."""
+    device(monkeypatch, None)
+    first, second = lab.root / "first", lab.root / "second"
+    command(f"kargs --append loglevel=7 --request {first}")
+    stale = sign_request(first)
+    assert command(f"apply --answer {stale}").data["version"] == "1.0^1"
+    lab.install("2.0", 2000, entry=False)
+    command(f"apply --release 2.0 --request {second}")
+    assert command(f"apply --answer {sign_request(second)}").data["version"] == "2.0^1"
+    assert loader.listing(lab.sysroot.esp)[0].version == "2.0^1"
+    with pytest.raises(InputError, match="another deployment"):
+        command(f"apply --answer {stale}")
+    assert command(f"apply --answer {second}.signed").data["verdict"] == "unchanged"
+
+
+@build
 def test_a_foreign_or_stale_answer_is_refused(lab: DeriveLab, monkeypatch: pytest.MonkeyPatch) -> None:
     device(monkeypatch, None)
     path, other = lab.root / "one", lab.root / "two"

@@ -93,6 +93,17 @@ def downloaded(sysroot: Sysroot, version: str) -> Base:
     )
 
 
+def answered(sysroot: Sysroot, entries: Sequence[loader.Entry], release: str) -> Base:
+    """The release to make a signed deployment from: the one with the image digest ``release`` when it is here and newer than what
+    boots next (an update that was held), else the latter.
+    """
+    base = next_to_boot(sysroot, entries)
+    if base.manifest.image_digest == release or sysroot.deployment(release[:ID_LENGTH]) is None:
+        return base
+    other = of(sysroot, release[:ID_LENGTH])
+    return other if other.manifest.timestamp > base.manifest.timestamp else base
+
+
 def as_releases(sysroot: Sysroot, entries: Sequence[loader.Entry]) -> list[loader.Entry]:
     """``entries`` with each derived one under its release's name, for judging what an update server offers."""
     result = []

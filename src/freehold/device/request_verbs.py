@@ -272,7 +272,10 @@ def _answer(sysroot: Sysroot, options: argparse.Namespace, monitor: Monitor) -> 
 
 
 def attach(sysroot: Sysroot, answer: Answer, release: str | None, monitor: Monitor) -> Report:
-    """Derive again, byte for byte what was signed, and attach the owner's signatures."""
+    """Derive again, byte for byte what was signed, and attach the owner's signatures.
+
+    :class:`InputError` for an answer that is about no deployment which this machine would make now.
+    """
     from freehold import atomic
     from freehold.device import apply, derive, stage, wanted
     from freehold.device import base as bases
@@ -283,11 +286,11 @@ def attach(sysroot: Sysroot, answer: Answer, release: str | None, monitor: Monit
         raise InputError("nothing is requested that this answer could be about")
     text = wanted.read_list(sysroot, intent.requests)
 
+    other = InputError("the answer is for another deployment than this machine makes now", hint="make a new request")
+
     def signatures(unsigned: derive.Unsigned) -> derive.Signatures:
         if unsigned.signature_digest != answer.digest:
-            raise InputError(
-                "the answer is for another deployment than this machine makes now", hint="make a new request"
-            )
+            raise other
         return answer.signatures
 
     def accept() -> None:
@@ -296,7 +299,9 @@ def attach(sysroot: Sysroot, answer: Answer, release: str | None, monitor: Monit
 
     with atomic.exclusive(sysroot.lock_file, "the list of deployments"):
         entries = stage.ensure_esp(sysroot)
-        base = bases.downloaded(sysroot, release) if release else bases.next_to_boot(sysroot, entries)
+        base = bases.downloaded(sysroot, release) if release else bases.answered(sysroot, entries, answer.release)
+        if base.manifest.image_digest != answer.release:
+            raise other
         outcome = apply.on_base(sysroot, base, text, intent.serial, None, monitor, accept=accept, signatures=signatures)
     return done(outcome, text)
 

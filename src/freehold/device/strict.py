@@ -33,6 +33,7 @@ HEADER_LIMIT = 8 << 20
 MAX_BYTES = UKI_LIMIT + HEADER_LIMIT + 64
 MAX_ANSWER_BYTES = 1 << 20
 _FIRST = re.compile(rb"freehold-derivation 1 ([1-9][0-9]{0,8}) ([1-9][0-9]{0,8})\n")
+_RELEASE = re.compile(r"[0-9a-f]{64}")
 _IMAGE = re.compile(r"(?:^| )freehold\.image=([^ ]*)")
 
 
@@ -45,11 +46,15 @@ class Ask(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Signatures over the deployment whose UKI has the Authenticode digest ``digest``, and the signed intent, if asked."""
+    """Signatures over the deployment whose UKI has the Authenticode digest ``digest``, and the signed intent, if asked.
+
+    ``release``: the image digest of the release that it is made from. No signature covers it: it says where to look.
+    """
 
     digest: bytes
     signatures: Signatures
     intent: bytes | None
+    release: str
 
 
 def pack(ask: Ask) -> bytes:
@@ -121,7 +126,7 @@ def describe(ask: Ask) -> list[str]:
 
 def answer(ask: Ask, signer: Signer) -> bytes:
     """Sign everything that ``ask`` asks for."""
-    signatures = derive.sign(ask.unsigned, signer)
+    signatures, derived = derive.sign(ask.unsigned, signer), ask.unsigned.manifest.derived
     return canonical({
         "format": ANSWER,
         "digest": ask.unsigned.signature_digest.hex(),
@@ -129,6 +134,7 @@ def answer(ask: Ask, signer: Signer) -> bytes:
         "rescue": base64.b64encode(signatures.rescue).decode(),
         "manifest": signatures.manifest.decode(),
         "intent": intents.sign(ask.intent, signer.sign).decode() if ask.intent else "",
+        "release": derived.base if derived else "",
     })  # fmt: skip
 
 
@@ -136,16 +142,16 @@ def parse_answer(data: bytes) -> Answer:
     """The answer in ``data``; :class:`InputError` when it is none. Whether its signatures count is for others to say."""
     if len(data) > MAX_ANSWER_BYTES:
         raise _bad("the answer is too large")
-    fields = _fields(data, ("format", "digest", "uki", "rescue", "manifest", "intent"))
+    fields = _fields(data, ("format", "digest", "uki", "rescue", "manifest", "intent", "release"))
     try:
         uki, rescue = (base64.b64decode(fields[name], validate=True) for name in ("uki", "rescue"))
         digest = bytes.fromhex(fields["digest"])
     except (ValueError, binascii.Error):
         raise _bad("the answer has no signature") from None
-    if fields["format"] != ANSWER or len(digest) != 32:
+    if fields["format"] != ANSWER or len(digest) != 32 or not _RELEASE.fullmatch(fields["release"]):
         raise _bad("it is no answer")
     signatures = Signatures(uki, rescue, fields["manifest"].encode(), "")
-    return Answer(digest, signatures, fields["intent"].encode() or None)
+    return Answer(digest, signatures, fields["intent"].encode() or None, fields["release"])
 
 
 def _fields(data: bytes, keys: tuple[str, ...]) -> dict[str, str]:
