@@ -193,7 +193,10 @@ int BPF_PROG(guard_exec_done, const struct linux_binprm *bprm)
 						  BPF_CORE_READ(bprm, unsafe), tag->updater);
 		tag->loading = 0;
 		tag->interpreter = INTERPRETER_UNKNOWN;
+		/* While open nobody watches which files it opens: then it counts as one that ran before. */
 		tag->script = SCRIPT_UNKNOWN;
+		if (mode() == GUARD_OPEN)
+			tag->script = SCRIPT_SEEN;
 	}
 	return 0;
 }

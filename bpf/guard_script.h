@@ -10,6 +10,7 @@
 #define FREEHOLD_BPF_GUARD_SCRIPT_H
 
 #define MAY_READ 4
+#define FMODE_EXEC 0x20
 #define MNT_NS_INTERNAL -22 /* an error's number in the place of a pointer; fs/mount.h */
 #define ARGUMENTS 512 /* bytes of a program's arguments that are looked at */
 
@@ -253,7 +254,8 @@ static __noinline int script_open(struct file *file, struct dentry *dentry)
 	struct task_tag *tag;
 	int result;
 
-	if (!privileged_now() || is_below(file))
+	/* A program that the kernel opens to start it has a rule of its own. */
+	if (!privileged_now() || is_below(file) || (BPF_CORE_READ(file, f_flags) & FMODE_EXEC))
 		return 0;
 	tag = bpf_task_storage_get(&gd_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!tag)
