@@ -10,7 +10,7 @@
 #define FREEHOLD_BPF_GUARD_SCRIPT_H
 
 #define MAY_READ 4
-#define FMODE_EXEC 0x20
+#define FMODE_EXEC 0x20 /* among the flags: no caller of open(2) can set it */
 #define MNT_NS_INTERNAL -22 /* an error's number in the place of a pointer; fs/mount.h */
 #define ARGUMENTS 512 /* bytes of a program's arguments that are looked at */
 
@@ -80,13 +80,14 @@ static __noinline bool trusted_text(struct file *file)
 	return is_kernel_text(inode) || trusted_inode(inode);
 }
 
-/* A file that the kernel opened for its own use, below an overlay's: through a mount of no namespace, where no path leads.
- * The one above has been judged. */
-static __always_inline bool is_below(struct file *file)
+/* A file that the kernel opened for its own use. One below an overlay's, through a mount of no namespace where no path leads: the
+ * one above has been judged. Or a program that is to start: it has a rule of its own. */
+static __always_inline bool is_kernels(struct file *file)
 {
 	struct mount *mnt = mount_of(BPF_CORE_READ(file, f_path.mnt));
 
-	return BPF_CORE_READ(file, f_mode) & FMODE_BACKING || (__s64)BPF_CORE_READ(mnt, mnt_ns) == MNT_NS_INTERNAL;
+	return BPF_CORE_READ(file, f_mode) & FMODE_BACKING || BPF_CORE_READ(file, f_flags) & FMODE_EXEC ||
+	       (__s64)BPF_CORE_READ(mnt, mnt_ns) == MNT_NS_INTERNAL;
 }
 
 #define TAIL3(a, b, c) ((__u32)(a) << 8 | (__u32)(b) << 16 | (__u32)(c) << 24)
@@ -254,8 +255,7 @@ static __noinline int script_open(struct file *file, struct dentry *dentry)
 	struct task_tag *tag;
 	int result;
 
-	/* A program that the kernel opens to start it has a rule of its own. */
-	if (!privileged_now() || is_below(file) || (BPF_CORE_READ(file, f_flags) & FMODE_EXEC))
+	if (!privileged_now() || is_kernels(file))
 		return 0;
 	tag = bpf_task_storage_get(&gd_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!tag)
@@ -314,7 +314,7 @@ int BPF_PROG(guard_read, struct file *file, int mask)
 	tag = bpf_task_storage_get(&gd_tasks, task, 0, 0);
 	if (!tag || tag->interpreter != INTERPRETER_SHELL || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFREG)
 		return 0;
-	if (is_below(file) || standard_input(task) == file || trusted_text(file) || !privileged_now())
+	if (is_kernels(file) || standard_input(task) == file || trusted_text(file) || !privileged_now())
 		return 0;
 	return refuse(RULE_SCRIPT, BPF_CORE_READ(file, f_path.dentry), tag->interpreter);
 }

@@ -57,7 +57,7 @@ REFUSED = names(
     mount_over_owner mount_over_owner_disk umount_owner_disk mount_usr_through_peer mount_usr_in_peer_namespace
     umount_bpffs_in_peer_namespace
     dash_script bash_script dash_source bash_source bash_source_as_input bash_source_input bash_in_subshell
-    bash_child_reads dash_script_says_so
+    bash_child_reads dash_script_says_so dash_starts_unsigned
     bash_environment etc_changed_source python_script python_script_link python_script_options python_script_dashes
     python_import perl_script perl_options perl_import
     """
@@ -238,6 +238,8 @@ def test_records_name_the_file_and_the_user(lab: Report) -> None:
     denials = lab.said["denials"][2]["denials"]
     unsigned = [denial for denial in denials if denial["rule"] == "exec" and denial["path"].endswith("/setuid")]
     assert [(denial["comm"], denial["uid"], denial["mode"]) for denial in unsigned] == [("lab", 1000, "locked")]
+    # A program that a shell starts is refused as a program, not as a shell's script.
+    assert {denial["rule"] for denial in denials if denial["comm"] == "dash" and denial["path"] == "/lab"} == {"exec"}
     assert all(denial["count"] >= 1 and denial["last"] > 0 for denial in denials)
     assert any(denial["path"] == "owner/a/b/c/file" or denial["path"] == "b/c/file" for denial in denials)
 

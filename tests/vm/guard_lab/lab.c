@@ -155,7 +155,7 @@ static const struct check {
 	C(mount_usr_through_peer), C(mount_usr_in_peer_namespace),
 	C(umount_bpffs_in_peer_namespace),
 	C(dash_script), C(bash_script), C(dash_source), C(bash_source), C(bash_source_as_input), C(bash_source_input),
-	C(bash_in_subshell), C(bash_child_reads), C(dash_script_says_so), C(bash_environment), C(etc_changed_source), C(python_script), C(python_script_link),
+	C(bash_in_subshell), C(bash_child_reads), C(dash_starts_unsigned), C(dash_script_says_so), C(bash_environment), C(etc_changed_source), C(python_script), C(python_script_link),
 	C(python_script_options), C(python_script_dashes), C(python_import), C(perl_script), C(perl_options), C(perl_import),
 	C(sealed_shell_script), C(sealed_source), C(etc_source), C(shell_reads_input), C(dash_reads_input),
 	C(shell_reads_kernel), C(shell_pipe), C(shell_heredoc), C(shell_writes), C(python_sealed_script),

@@ -41,6 +41,7 @@ static int bash_source(void) { return ran(RUN(BASH, "-c", ". /tmp/text; exit 9")
 static int bash_source_as_input(void) { return ran(RUN(BASH, "-c", "exec 0<&-; . /tmp/text; exit 9")); }
 static int bash_source_input(void) { return ran(RUN(BASH, "-c", ". /proc/self/fd/0 < /tmp/text; exit 9")); }
 static int bash_in_subshell(void) { return ran(RUN(BASH, "-c", "( . /tmp/text; exit 9 )")); }
+static int dash_starts_unsigned(void) { return RUN(DASH, "-c", "/tmp/lab ok") ? EPERM : 0; }
 static int bash_child_reads(void) { return ran(RUN(BASH, "-c", "exec 5< /tmp/data; ( read -u 5 x && [ $x = data ] && exit 7 )")); }
 /* dash takes a script that it cannot read for an empty one: refused when it is opened, so that it says so. */
 static int dash_script_says_so(void) { return RUN(DASH, "-eo", "nounset", "/tmp/empty"); }
