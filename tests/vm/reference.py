@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from demo.stage import Stage
 
@@ -14,6 +16,31 @@ from freehold.build.store import cache_directory
 from freehold.build.tools import ensure
 from freehold.monitor import NullMonitor
 from freehold.vm import Machine, start
+
+#: Deriving and signing take an emulated machine a while, in seconds.
+TIMEOUT = 900.0
+
+
+def status(stage: Stage) -> dict[str, Any]:
+    """`freehold status --json`."""
+    found: dict[str, Any] = json.loads(stage.guest("freehold", "status", "--json").stdout)
+    return found
+
+
+def booted(stage: Stage) -> dict[str, Any]:
+    """The row of what runs."""
+    [row] = [row for row in status(stage)["deployments"] if row["booted"]]
+    return dict(row)
+
+
+def answered(stage: Stage, *command: str) -> str:
+    """Request on the machine, signature elsewhere; where the answer is on the machine."""
+    stage.guest("freehold", *command, "--request", "/run/asked", timeout=TIMEOUT)
+    request = stage.path("asked")
+    stage.freehold("vm", "copy", stage.name, ":/run/asked", request)
+    stage.freehold("sign", request, "--key", f"file:{stage.keys / 'owner.key'}")
+    stage.copy(request.with_name("asked.signed"), "/run/asked.signed")
+    return "/run/asked.signed"
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 from demo.stage import Stage
 from demo.story import root_runs
-from tests.vm.reference import Reference
+from tests.vm.reference import TIMEOUT, Reference, answered, booted, status
 
 pytestmark = [pytest.mark.vm, pytest.mark.build, pytest.mark.campaign]
-#: Reading every object takes an emulated machine a while; deriving and signing less.
-TIMEOUT = 900.0
 NONCES = ("5a" * 32, "a5" * 32)
 EVIL = "freehold-requests 1\nkarg append init=/bin/sh\n"
 
@@ -34,17 +32,6 @@ def enrolled(reference: Reference) -> Iterator[Stage]:
     disk.unlink(missing_ok=True)
 
 
-def status(stage: Stage) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(stage.guest("freehold", "status", "--json").stdout)
-    return found
-
-
-def booted(stage: Stage) -> dict[str, Any]:
-    """The row of what runs."""
-    [row] = [row for row in status(stage)["deployments"] if row["booted"]]
-    return dict(row)
-
-
 def arguments(stage: Stage) -> list[str]:
     """The kernel's arguments."""
     return stage.shell("cat /proc/cmdline").split()
@@ -59,16 +46,6 @@ def verified(stage: Stage) -> None:
 
 def machine_id(stage: Stage) -> str:
     return stage.shell("cat /sysroot/owner/id")
-
-
-def asked(stage: Stage, *command: str) -> str:
-    """Request on the machine, signature elsewhere, the answer on the machine; its name there."""
-    stage.guest("freehold", *command, "--request", "/run/asked", timeout=TIMEOUT)
-    request = stage.path("asked")
-    stage.freehold("vm", "copy", stage.name, ":/run/asked", request)
-    stage.freehold("sign", request, "--key", f"file:{stage.keys / 'owner.key'}")
-    stage.copy(request.with_name("asked.signed"), "/run/asked.signed")
-    return "/run/asked.signed"
 
 
 def attested(stage: Stage, asked: str, checked: str) -> tuple[int, dict[str, Any]]:
@@ -109,7 +86,7 @@ def test_on_the_locked_machine_the_device_key_signs(reference: Reference, enroll
     # The boot that locked cannot use it.
     stage.reboot()
     assert status(stage)["lock"]["state"] == "locked"
-    answer = asked(stage, "kargs", "--append", "nosmt")
+    answer = answered(stage, "kargs", "--append", "nosmt")
     done = stage.guest("freehold", "apply", "--answer", answer, "--json", timeout=TIMEOUT, check=False)
     assert done.status == 0, done.stderr.decode()
     assert json.loads(done.stdout)["verdict"] == "staged"

@@ -11,11 +11,10 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from demo.stage import Stage
-from tests.vm.reference import Reference
+from tests.vm.reference import TIMEOUT, Reference, answered, booted, status
 
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools, ensure
@@ -25,8 +24,6 @@ from freehold.vm import Machine, firmware, host, state
 from freehold.vm.launch import adopt
 
 pytestmark = [pytest.mark.vm, pytest.mark.build, pytest.mark.campaign]
-#: Deriving and signing take an emulated machine a while.
-TIMEOUT = 900.0
 STRANGE = "3a1f9c52-7b5e-4f0d-9d0a-6a4b6c1d2e3f"
 FULL = "the firmware's store of variables is full"
 #: One failed try is the last one; and somebody fails it.
@@ -57,31 +54,11 @@ def disk(reference: Reference) -> Iterator[Path]:
     path.unlink(missing_ok=True)
 
 
-def status(stage: Stage) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(stage.guest("freehold", "status", "--json").stdout)
-    return found
-
-
-def booted(stage: Stage) -> dict[str, Any]:
-    [row] = [row for row in status(stage)["deployments"] if row["booted"]]
-    return dict(row)
-
-
 def is_up(stage: Stage) -> None:
     """Everything started, and the boot counts as good."""
     assert stage.guest("systemctl", "is-system-running", "--wait", check=False).text.strip() == "running", stage.shell(
         "systemctl --failed --no-legend", check=False
     )
-
-
-def answered(stage: Stage, *command: str) -> str:
-    """Request on the machine, signature elsewhere; where the answer is on the machine."""
-    stage.guest("freehold", *command, "--request", "/run/asked", timeout=TIMEOUT)
-    request = stage.path("asked")
-    stage.freehold("vm", "copy", stage.name, ":/run/asked", request)
-    stage.freehold("sign", request, "--key", f"file:{stage.keys / 'owner.key'}")
-    stage.copy(request.with_name("asked.signed"), "/run/asked.signed")
-    return "/run/asked.signed"
 
 
 def refused(stage: Stage, *command: str) -> str:
