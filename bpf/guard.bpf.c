@@ -318,21 +318,16 @@ int BPF_PROG(guard_mprotect, struct vm_area_struct *vma, unsigned long reqprot, 
 	return 0;
 }
 
-static __always_inline bool is_code_for_kernel(__u32 id)
-{
-	return id == READING_FIRMWARE || id == READING_MODULE || id == READING_KEXEC_IMAGE ||
-	       id == READING_KEXEC_INITRAMFS || id == READING_POLICY;
-}
-
+/* Whatever kind the kernel calls it: 7.x reads compressed modules as a kind of their own, which 6.12 does not know. */
 SEC("lsm/kernel_read_file")
 int BPF_PROG(guard_read_file, struct file *file, enum kernel_read_file_id id, bool contents)
 {
 	struct dentry *dentry;
 
-	if (mode() == GUARD_OPEN || !is_code_for_kernel(id))
+	if (mode() == GUARD_OPEN)
 		return 0;
 	dentry = BPF_CORE_READ(file, f_path.dentry);
-	if (trusted_inode(file->f_inode) && !(id == READING_MODULE && hands_out_disks(dentry)))
+	if (trusted_inode(file->f_inode) && !hands_out_disks(dentry))
 		return 0;
 	return refuse(RULE_KERNEL_FILE, dentry, id);
 }
@@ -341,7 +336,7 @@ int BPF_PROG(guard_read_file, struct file *file, enum kernel_read_file_id id, bo
 SEC("lsm/kernel_load_data")
 int BPF_PROG(guard_load_data, enum kernel_load_data_id id, bool contents)
 {
-	if (mode() == GUARD_OPEN || !is_code_for_kernel(id))
+	if (mode() == GUARD_OPEN)
 		return 0;
 	return refuse(RULE_KERNEL_FILE, NULL, id);
 }

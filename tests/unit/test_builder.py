@@ -13,7 +13,7 @@ import pytest
 
 from freehold import atomic
 from freehold.build import commit as commits
-from freehold.build import disk, image, packages, pipeline, rootfs, state, tree, uki, verbs
+from freehold.build import disk, image, packages, pipeline, rootfs, state, tools, tree, uki, verbs
 from freehold.build.keys import KeyDirectory
 from freehold.build.recipe import File, Recipe, User, load
 from freehold.build.store import Store, cache_directory
@@ -47,6 +47,25 @@ def etc(tmp_path: Path) -> Path:
 
 
 ANNA = User("anna", None, ("adm",), "/bin/bash", "/home/anna", "Anna")
+
+
+SOURCES = """# made by hand
+deb http://mirror.invalid/debian trixie main
+deb http://mirror.invalid/debian trixie-updates main
+deb http://mirror.invalid/debian-security trixie-security main
+"""
+
+
+def test_sources_of_pockets() -> None:
+    lines = SOURCES.splitlines()[1:]
+    assert tools.source_lines(SOURCES, ()).splitlines() == lines[:1]
+    assert tools.source_lines(SOURCES, ("security", "updates")).splitlines() == lines
+    # mmdebstrap names no backports; an image that asked for them must not be built without.
+    backports = "deb http://mirror.invalid/debian trixie-backports main"
+    assert tools.source_lines(SOURCES, ("backports",)).splitlines() == [lines[0], backports]
+    assert tools.source_lines(f"{SOURCES}{backports}\n", ("backports",)).splitlines() == [lines[0], backports]
+    with pytest.raises(InputError, match="trixie-security"):
+        tools.source_lines(lines[0], ("security",))
 
 
 def test_apt_plan_is_read_and_named() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from freehold import run
-from freehold.build.packages import Archive
+from freehold.build.packages import Archive, parse_uris
 from freehold.build.tools import Tools, ensure
 from freehold.monitor import NullMonitor
 from freehold.vm import host
@@ -129,25 +130,27 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "freehold"
 
 
-def kernel_tree(tools: Tools) -> Path:
-    """The stock kernel, unpacked; downloaded once."""
-    if given := os.environ.get("FREEHOLD_TEST_KERNEL"):
+def kernel_tree(tools: Tools, pocket: str = "") -> Path:
+    """The stock kernel, of ``pocket`` where one is named, unpacked; downloaded once."""
+    if (given := os.environ.get("FREEHOLD_TEST_KERNEL")) and not pocket:
         return Path(given)
-    tree = cache() / "guard-lab-kernel"
+    tree = cache() / "-".join(filter(None, ["guard-lab-kernel", pocket]))
     if not tree.is_dir():
         partial = tree.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         # The builder's own way to packages: a fresh tools tree has no package lists.
-        archive = Archive(tools, cache(), tools.sources(("security", "updates")), partial, recommends=False)
+        pockets = ("security", "updates", *filter(None, [pocket]))
+        archive = Archive(tools, cache(), tools.sources(pockets), partial, recommends=False)
         tools.run(["sh", "-c", "dpkg-scanpackages . /dev/null > Packages"], binds=[partial], cwd=partial)
         archive.refresh()
-        depends = tools.run(
-            ["apt-cache", *archive.options(), "depends", KERNEL_PACKAGE], binds=[archive.directory]
-        ).text
-        package = next(word for word in depends.split() if word.startswith("linux-image-6."))
+        release = f"/trixie-{pocket}" if pocket else ""
+        install = ["apt-get", *archive.options(), "install", "--print-uris", "-y", "-qq", f"{KERNEL_PACKAGE}{release}"]
+        plan = parse_uris(tools.run(install, binds=[archive.directory], ro_binds=[archive.debs, partial]).text)
+        # The kernel's own packages: backports have its image and its modules in two.
+        packages = [name.split("_")[0] for name, _, _ in plan.files if re.match(r"linux-(image|binary|modules)-\d", name)]
         tools.run(
-            ["apt-get", *archive.options(), "download", package],
+            ["apt-get", *archive.options(), "download", *(f"{name}{release}" for name in packages)],
             network=True, binds=[partial, archive.directory], ro_binds=[archive.debs], cwd=partial,
         )  # fmt: skip
         for deb in partial.glob("*.deb"):
@@ -157,10 +160,15 @@ def kernel_tree(tools: Tools) -> Path:
     return tree
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
+def vmlinuz_of(kernel: Path) -> Path:
+    """Where Debian's package has it: in /boot, or beside its modules."""
+    return next(path for place in ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz") for path in kernel.glob(place))
+
+
+@pytest.fixture(scope="module", params=["", pytest.param("backports", marks=pytest.mark.campaign)], ids=["stock", "backports"])
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
     tools = tools_tree()
-    kernel = kernel_tree(tools)
+    kernel = kernel_tree(tools, request.param)
     work = tmp_path_factory.mktemp("guard-lab")
     out = work / "out"
     commands: Sequence[Sequence[str | Path]] = (
@@ -169,11 +177,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
     )
     for command in commands:
         tools.run(command, binds=[work], ro_binds=[REPOSITORY, kernel], cwd=REPOSITORY)
-    vmlinuz = next((kernel / "boot").glob("vmlinuz-*"))
     done = run.run(
         [
             *host.qemu(tools), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
-            "-m", "768", "-nographic", "-no-reboot", "-net", "none", "-kernel", vmlinuz, "-initrd", work / "initrd",
+            "-m", "768", "-nographic", "-no-reboot", "-net", "none", "-kernel", vmlinuz_of(kernel), "-initrd", work / "initrd",
             "-drive", f"file={work / 'disk'},if=virtio,format=raw", "-drive", f"file={work / 'owner'},if=virtio,format=raw",
             "-append", KERNEL_OPTIONS,
         ],

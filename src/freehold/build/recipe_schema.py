@@ -30,7 +30,7 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 #: The boot menu sorts by it, and the rescue entry comes last: freehold.update.rescue_entry.SORT_KEY.
 SYSTEM_NAME = re.compile(r"(?!zz)[a-z][a-z0-9-]{0,31}")
 VERSION = re.compile(r"(?!(?i:rescue)\Z)(?:[0-9A-Za-z._]|\{date\}|\{serial\}){1,64}")
-PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.](?:=[A-Za-z0-9.+:~-]+)?")
+PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.](?:=[A-Za-z0-9.+:~-]+|/[a-z][a-z0-9-]*)?")
 ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 UNIT = re.compile(
     r"[A-Za-z0-9:_.\\@-]{1,240}\.(?:service|socket|timer|path|target|mount|automount|swap|slice|scope|device)"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from freehold import atomic, run
-from freehold.errors import NotHereError
+from freehold.errors import InputError, NotHereError
 from freehold.monitor import Monitor, step
 from freehold.run import Argument, Completed
 
@@ -102,10 +102,24 @@ class Tools:
 
     def sources(self, pockets: Sequence[str]) -> str:
         """apt source lines of the default mirror for the suite and the chosen ``pockets``."""
-        wanted = {SUITE, *(f"{SUITE}-{pocket}" for pocket in pockets)}
-        text = (self.root / "etc/apt/sources.list").read_text()
-        lines = [line for line in text.splitlines() if line.startswith("deb ") and wanted & set(line.split())]
-        return "\n".join(lines) + "\n"
+        return source_lines((self.root / "etc/apt/sources.list").read_text(), pockets)
+
+
+def source_lines(text: str, pockets: Sequence[str]) -> str:
+    """The lines of the apt sources ``text`` for the suite and the chosen ``pockets``. Pure.
+
+    mmdebstrap names no backports by itself; they lie in the archive of the suite. :class:`InputError` for a pocket that
+    the sources do not have: an image without its security updates must not look like one that has them.
+    """
+    lines = [line for line in text.splitlines() if line.startswith("deb ")]
+    wanted = [SUITE, *(f"{SUITE}-{pocket}" for pocket in pockets)]
+    backports = f"{SUITE}-backports"
+    if backports in wanted and not any(backports in line.split() for line in lines):
+        lines += [line.replace(f" {SUITE} ", f" {backports} ") for line in lines if f" {SUITE} " in line]
+    for one in wanted:
+        if not any(one in line.split() for line in lines):
+            raise InputError(f"the default mirror has no {one}", hint="name one with --sources FILE")
+    return "".join(f"{line}\n" for line in lines if set(wanted) & set(line.split()))
 
 
 def identity() -> str:
