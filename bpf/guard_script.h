@@ -240,12 +240,27 @@ static __noinline bool is_loaders(struct dentry *dentry)
 
 /* ---- the hooks ---- */
 
+static __always_inline struct file *file_of_descriptor(struct task_struct *task, __u64 number)
+{
+	struct file **files = BPF_CORE_READ(task, files, fdt, fd), *file = NULL;
+
+	if (number < BPF_CORE_READ(task, files, fdt, max_fds))
+		bpf_probe_read_kernel(&file, sizeof(file), files + number);
+	return file;
+}
+
 static __always_inline struct file *standard_input(struct task_struct *task)
 {
-	struct file **files = BPF_CORE_READ(task, files, fdt, fd), *first = NULL;
+	return file_of_descriptor(task, 0);
+}
 
-	bpf_probe_read_kernel(&first, sizeof(first), files);
-	return first;
+/* Whether the system call is about this file. While a shell looks up a name the kernel reads files of its own in its name: the
+ * image that a file system lies in. Shells read by read(2) and its kin, of which the descriptor is the first argument. */
+static __always_inline bool is_asked_for(struct task_struct *task, struct file *file)
+{
+	struct pt_regs *registers = (struct pt_regs *)bpf_task_pt_regs(task);
+
+	return file_of_descriptor(task, PT_REGS_PARM1_CORE_SYSCALL(registers)) == file;
 }
 
 /* A regular file opened for reading, by whomever. */
@@ -314,7 +329,7 @@ int BPF_PROG(guard_read, struct file *file, int mask)
 	tag = bpf_task_storage_get(&gd_tasks, task, 0, 0);
 	if (!tag || tag->interpreter != INTERPRETER_SHELL || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFREG)
 		return 0;
-	if (is_kernels(file) || standard_input(task) == file || trusted_text(file) || !privileged_now())
+	if (is_kernels(file) || standard_input(task) == file || !is_asked_for(task, file) || trusted_text(file) || !privileged_now())
 		return 0;
 	return refuse(RULE_SCRIPT, BPF_CORE_READ(file, f_path.dentry), tag->interpreter);
 }

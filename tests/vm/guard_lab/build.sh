@@ -40,11 +40,17 @@ cp /usr/lib/python3.13/*.py "$seal/usr/lib/python3.13/"
 for part in encodings collections ctypes importlib re; do cp -r "/usr/lib/python3.13/$part" "$seal/usr/lib/python3.13/"; done
 cp /usr/lib/python3.13/lib-dynload/_ctypes.*.so /usr/lib/python3.13/lib-dynload/_struct*.so "$seal/usr/lib/python3.13/lib-dynload/" 2>/dev/null ||
 	cp /usr/lib/python3.13/lib-dynload/_ctypes.*.so "$seal/usr/lib/python3.13/lib-dynload/"
-for module in fs/overlayfs/overlay drivers/block/virtio_blk; do
+for module in fs/overlayfs/overlay drivers/block/virtio_blk fs/erofs/erofs; do
 	cp "$kernel"/usr/lib/modules/*/kernel/$module.ko.xz "$work/root/modules/"
 done
+cp "$kernel"/usr/lib/modules/*/kernel/lib/libcrc32c.ko.xz "$work/root/modules/" 2>/dev/null || : # newer kernels have it built in
 cp "$work/root/modules/overlay.ko.xz" "$seal/usr/lib/"
 cp "$work/root/modules/overlay.ko.xz" "$seal/usr/lib/nvmet.ko.xz" # judged by its name
+# Names enough that some of the image's metadata is read when they are asked for, not before.
+mkdir -p "$work/names"
+for number in $(seq 2000); do mkdir "$work/names/a-name-that-takes-some-room-$number"; done
+mkfs.erofs --quiet "$work/root/image" "$work/names" >/dev/null
+rm -r "$work/names"
 openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=lab -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
 openssl x509 -in "$work/cert.pem" -outform der -out "$seal/usr/lib/cert.der"
 fsverity sign "$seal/usr/bin/lab" "$seal/usr/lib/lab.sig" --key="$work/key.pem" --cert="$work/cert.pem" >/dev/null

@@ -158,7 +158,7 @@ static const struct check {
 	C(bash_in_subshell), C(bash_child_reads), C(dash_starts_unsigned), C(dash_script_says_so), C(bash_environment), C(etc_changed_source), C(python_script), C(python_script_link),
 	C(python_script_options), C(python_script_dashes), C(python_import), C(perl_script), C(perl_options), C(perl_import),
 	C(sealed_shell_script), C(sealed_source), C(etc_source), C(shell_reads_input), C(dash_reads_input),
-	C(shell_reads_kernel), C(shell_pipe), C(shell_heredoc), C(shell_writes), C(python_sealed_script),
+	C(shell_reads_kernel), C(shell_names_image), C(shell_pipe), C(shell_heredoc), C(shell_writes), C(python_sealed_script),
 	C(python_sealed_link), C(python_command), C(perl_command),
 	U(exec_unsigned), U(exec_script), U(exec_memfd), U(ld_so_file), U(preload), U(map_anonymous), U(map_unsigned),
 	U(protect_modified), U(ptrace_own), U(own_memory_file), U(setuid_unsigned), U(setgid_unsigned),
@@ -325,10 +325,15 @@ static void first_stage(void)
 	must_mount("tmpfs", "/mnt", "tmpfs", 0, NULL);
 	check_or_stop(module("/modules/overlay.ko.xz"), "overlay module");
 	check_or_stop(module("/modules/virtio_blk.ko.xz"), "virtio_blk module");
+	module("/modules/libcrc32c.ko.xz"); /* where it is a module */
+	check_or_stop(module("/modules/erofs.ko.xz"), "erofs module");
 	for (int i = 0; i < 100 && (access("/dev/vda", F_OK) || access("/dev/vdb1", F_OK)); i++)
 		usleep(50000);
 	must_mount("/dev/vdb1", "/sysroot", "ext4", 0, NULL);
 	must_mount("/dev/vda", "/signed", "ext4", 0, NULL);
+	/* On a machine the tree's names come from such an image: a file that the kernel reads when somebody asks. */
+	check_or_stop(copy("/image", "/sysroot/image", 0644), "/sysroot/image");
+	must_mount("/sysroot/image", "/mnt/image", "erofs", MS_RDONLY, NULL);
 	must_mount("overlay", "/root", "overlay", 0, "lowerdir=/seal:/empty");
 	/* As on a machine: over the sealed files a layer in memory. */
 	must_mount("tmpfs", "/layer", "tmpfs", 0, NULL);

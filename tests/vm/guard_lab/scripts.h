@@ -64,6 +64,16 @@ static int etc_source(void) { return ran(RUN(DASH, "-c", ". /etc/script; exit 9"
 static int shell_reads_input(void) { return ran(RUN(BASH, "-c", "read x < /tmp/data && [ $x = data ] && exit 7")); }
 static int dash_reads_input(void) { return ran(RUN(DASH, "-c", "while read x; do [ $x = data ] && exit 7; done < /tmp/data")); }
 static int shell_reads_kernel(void) { return ran(RUN(BASH, "-c", "x=$(< /proc/version) && [ -n \"$x\" ] && exit 7")); }
+/* What the kernel reads by itself, while a shell waits for it. */
+static int shell_names_image(void)
+{
+	static int number = 1;
+	char command[128];
+
+	put("/proc/sys/vm/drop_caches", "3", 0644);
+	snprintf(command, sizeof(command), "test -d /mnt/image/a-name-that-takes-some-room-%d && exit 7; exit 9", number += 400);
+	return ran(RUN(DASH, "-c", command));
+}
 static int shell_pipe(void) { return ran(RUN(BASH, "-c", "echo 'exit 7' | " DASH)); }
 static int shell_heredoc(void) { return ran(RUN(DASH, "-c", "read x <<END\ndata\nEND\n[ $x = data ] && exit 7")); }
 static int shell_writes(void) { return ran(RUN(BASH, "-c", "echo x > /tmp/written && exit 7")); }
