@@ -22,7 +22,7 @@ MAX_TEXT = 2000
 #: What programs of an unsigned kind leave behind: this and their canary's name.
 NATIVE = ".native"
 #: How programs say that they were not allowed to.
-DENIED = r"peration not permitted|ermission denied|failed to map segment|203/EXEC"
+DENIED = r"peration not permitted|ermission denied|failed to map segment|203/EXEC|must be superuser to unmount"
 READ_ONLY = r"[Rr]ead-only file system"
 
 _ID = re.compile(r"[a-c]\d\d\d?-[a-z0-9]+(?:-[a-z0-9]+)*")

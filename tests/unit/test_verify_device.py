@@ -511,6 +511,26 @@ def test_an_owners_file_with_a_second_name(lab: VerifyLab) -> None:
     assert (found["check"], found["object"]) == ("owner-link", "owner/etc/0/upper/passwd")
 
 
+def test_a_locked_machines_secrets_are_not_looked_for(lab: VerifyLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard would refuse it, and record a refusal that nobody has to know of."""
+    lock(lab)
+    secret = lab.put(lab.sysroot.root / "owner/secret/device.key", "x")
+    listed, scandir = [], os.scandir
+
+    def watch(path: str) -> Any:
+        listed.append(Path(os.fsdecode(path)).name)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", watch)
+    assert deviations(lab) == []
+    assert "owner" in listed
+    assert "secret" not in listed
+    # Where they may be looked at they are.
+    lock(lab, "open")
+    os.link(secret, lab.root / "elsewhere")
+    assert ("machine", "owner-link") in deviations(lab)
+
+
 def test_names_within_the_owners_directory_are_no_way_in(lab: VerifyLab) -> None:
     """An open machine's root may link files in its home; a directory's name is no excuse."""
     path = lab.put(lab.sysroot.root / "owner/roothome/work/a", "x")

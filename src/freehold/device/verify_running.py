@@ -183,14 +183,19 @@ def _owner(sysroot: Sysroot, standing: intent.Standing, probe: Probe) -> list[Fi
     config = standing.intent.config if standing.intent is not None else None
     if config is not None:
         found += _config(owner / "config" / config, config, probe)
-    return found + _links(sysroot.root, owner)
+    return found + _links(sysroot.root, owner, closed=standing.state != "open")
 
 
-def _links(root: Path, owner: Path) -> list[Finding]:
-    """Files of the owner's directory that have names elsewhere: by those they could be changed."""
+def _links(root: Path, owner: Path, *, closed: bool) -> list[Finding]:
+    """Files of the owner's directory that have names elsewhere: by those they could be changed.
+
+    ``closed``: the guard lets nobody list the secrets, and records who tries.
+    """
     names: dict[tuple[int, int], list[str]] = {}
     counts: dict[tuple[int, int], int] = {}
-    for directory, _, files in os.walk(owner):
+    for directory, below, files in os.walk(owner):
+        if closed and directory == os.fspath(owner):
+            below[:] = [name for name in below if name != "secret"]
         for name in files:
             path = Path(directory, name)
             try:
