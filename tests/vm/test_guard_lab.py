@@ -74,8 +74,8 @@ FREE = names(
     container_exec_unsigned container_exec_script container_exec_memfd container_map_anonymous
     updater_reads others_looked_into admin_after_load
     container_map_unsigned container_protect_modified container_mount_usr_own_namespace container_ptrace_own
-    sealed_shell_script sealed_source etc_source shell_reads_input dash_reads_input shell_reads_kernel shell_names_image shell_pipe
-    shell_heredoc shell_writes python_sealed_script python_sealed_link python_command perl_command
+    sealed_shell_script sealed_source etc_source shell_reads_input dash_reads_input shell_reads_kernel shell_names_image
+    shell_pipe shell_heredoc shell_writes python_sealed_script python_sealed_link python_command perl_command
     user_dash_script user_bash_source user_python_script user_python_import user_perl_script
     container_dash_script container_python_script
     """
