@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -518,7 +517,7 @@ def test_a_locked_machines_secrets_are_not_looked_for(lab: VerifyLab, monkeypatc
     secret = lab.put(lab.sysroot.root / "owner/secret/device.key", "x")
     listed, scandir = [], os.scandir
 
-    def watch(path: str) -> Any:
+    def watch(path: str) -> object:
         listed.append(Path(os.fsdecode(path)).name)
         return scandir(path)
 
