@@ -54,6 +54,8 @@ def test_every_name_leads_to_the_signpost(tmp_path: Path) -> None:
     assert {name: (top / name[1:]).readlink() for name in stubs.NAMES} == dict.fromkeys(stubs.NAMES, Path(stubs.LINK))
     assert (top / "usr/bin/sudo").resolve() == (top / stubs.PROGRAM[1:]).resolve()
     assert (top / "usr/bin/mount").read_text() == "program"
+    # Root's su is there, for root, without its bit.
+    assert ((top / stubs.ROOTS_SU[1:]).read_text(), (top / stubs.ROOTS_SU[1:]).stat().st_mode & 0o7777) == ("program", 0o700)
     # A second time nothing is another program's.
     assert stubs.put_stubs(top) == []
 
@@ -98,7 +100,12 @@ def test_root_is_told_too(name: str, tmp_path: Path) -> None:
 def test_roots_su_goes_on(tmp_path: Path) -> None:
     """Scripts of packages start programs as other users by it."""
     top = tree(tmp_path)
+    shutil.copy(shutil.which("su") or "su", top / "usr/bin/su")
     stubs.put_stubs(top)
+    signpost = top / stubs.PROGRAM[1:]
+    text = signpost.read_text()
+    assert text.count(stubs.ROOTS_SU) == 1
+    signpost.write_text(text.replace(stubs.ROOTS_SU, f"{top}{stubs.ROOTS_SU}"))
     done = run.run(["sh", top / "usr/bin/su", "-s", "/bin/sh", "nobody", "-c", "id -un; echo $#"], check=False)
     assert (done.status, done.text.split()) == (0, ["nobody", "0"])
 

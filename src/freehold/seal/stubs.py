@@ -15,17 +15,28 @@ NAMES = ("/usr/bin/doas", "/usr/bin/pkexec", "/usr/bin/su", "/usr/bin/sudo")
 #: The program that the names lead to; it ships with us. It goes by the name that it was called by.
 PROGRAM = "/usr/lib/freehold/no-privilege"
 LINK = "../lib/freehold/no-privilege"
+#: Root's own su, which gives rights away: the signpost starts it for root. Scripts of packages need it.
+ROOTS_SU = "/usr/lib/freehold/su"
 
 
 def put_stubs(tree: Path, names: Iterable[str] = NAMES) -> list[str]:
-    """Put a link to the signpost in the place of each name below ``tree``; returns those that were another program's."""
+    """Put a link to the signpost in the place of each name below ``tree``; returns those that were another program's.
+
+    That of su moves to :data:`ROOTS_SU`, for root only.
+    """
     taken = []
     for name in names:
         path = tree / name.lstrip("/")
         if path.is_symlink() or path.exists():
             if not path.is_symlink() or path.readlink() != Path(LINK):
                 taken.append(name)
-            path.unlink()
+            if name == "/usr/bin/su" and stat.S_ISREG(path.lstat().st_mode):
+                home = tree / ROOTS_SU.lstrip("/")
+                home.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(home)
+                home.chmod(0o700)
+            else:
+                path.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(LINK)
     return taken
