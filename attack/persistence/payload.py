@@ -152,6 +152,14 @@ def no_program(*names: str) -> str:
     return f"for p in {' '.join(names)}; do if command -v $p; then exit 1; fi; done\n"
 
 
+def no_way_up(*names: str) -> str:
+    """Shell text (sh -e) that fails where one of ``names`` is there and is another program than the image's signpost."""
+    return (
+        f"for p in {' '.join(names)}; do q=$(command -v $p) || continue\n"
+        'test "$(readlink -f "$q")" = /usr/lib/freehold/no-privilege\ndone\n'
+    )
+
+
 def root_shell(command: str) -> str:
     """Shell text that runs a command as a login shell and as an interactive one of root's would."""
     return f"bash -lc {shlex.quote(command)} </dev/null\nbash -ic {shlex.quote(command)} </dev/null 2>/dev/null || true\n"

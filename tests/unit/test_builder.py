@@ -278,6 +278,7 @@ def test_owners_below_var(tmp_path: Path) -> None:
 
 def test_secrets_and_leftovers_go(tmp_path: Path) -> None:
     gone = ["etc/ssh/ssh_host_rsa_key", "etc/machine-id", "etc/passwd-", "root/.bash_history", "var/log/dpkg.log", "vmlinuz.old"]
+    gone.append("etc/.resolv.conf.systemd-resolved.bak")
     kept = ["etc/ssh/sshd_config", "etc/passwd"]
     for name in (*gone, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

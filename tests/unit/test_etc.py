@@ -155,3 +155,65 @@ def test_links_of_root_do_not_aim_the_mounts(tmp_path: Path, monkeypatch: pytest
     assert mounts == [str(var / name) for name in ("spool/cron", "lib/at", "lib/none")]
     assert not (var / "lib/at").is_symlink()
     assert (var / "elsewhere").is_dir()
+
+
+@pytest.fixture
+def covered(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+    """What is mounted over, and what is said."""
+    mounts: list[str] = []
+    said: list[str] = []
+    monkeypatch.setattr(run, "run", lambda argv: mounts.append(str(argv[-1])))
+    monkeypatch.setattr(prepare, "say", said.append)
+    return mounts, said
+
+
+def test_services_at_boot_are_ordinary_users_only(tmp_path: Path, covered: tuple[list[str], list[str]]) -> None:
+    """The login manager takes a name, a number and an escaped name for the same account."""
+    marks = tmp_path / "lib/systemd/linger"
+    marks.mkdir(parents=True)
+    for name in ("alice", "root", "tss", "107", "\\x74ss", "alice ", "1000", "ghost", "n\nl", "\udcff"):
+        (marks / name).touch()
+    (marks / "bob").symlink_to("/etc/passwd")
+    (marks / "directory").mkdir()
+    prepare.settle_linger(tmp_path, {"alice", "bob"})
+    assert sorted(path.name for path in marks.iterdir()) == ["alice", "bob", "directory"]
+    assert covered[0] == []
+    assert len(covered[1]) == 4
+    assert all(line.isascii() and line.isprintable() for line in covered[1])
+
+
+def test_no_services_at_boot_in_a_rescue(tmp_path: Path, covered: tuple[list[str], list[str]]) -> None:
+    """It knows no account of the machine's, and forgets none: the marks are there again at the next start."""
+    marks = tmp_path / "lib/systemd/linger"
+    marks.mkdir(parents=True)
+    (marks / "alice").touch()
+    prepare.settle_linger(tmp_path, None)
+    assert covered == ([str(marks)], [])
+    assert (marks / "alice").exists()
+
+
+def test_a_mark_that_cannot_be_removed_stops_no_boot(
+    tmp_path: Path, covered: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = tmp_path / "lib/systemd/linger"
+    marks.mkdir(parents=True)
+    (marks / "root").touch()
+
+    def immutable(_path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", immutable)
+    prepare.settle_linger(tmp_path, {"alice"})
+    assert covered[0] == [str(marks)]
+
+
+def test_a_link_of_roots_in_the_place_of_the_marks(tmp_path: Path, covered: tuple[list[str], list[str]]) -> None:
+    (tmp_path / "lib/systemd").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/root").touch()
+    (tmp_path / "lib/systemd/linger").symlink_to(tmp_path / "elsewhere")
+    prepare.settle_linger(tmp_path, {"alice"})
+    assert list((tmp_path / "lib/systemd/linger").iterdir()) == []
+    assert not (tmp_path / "lib/systemd/linger").is_symlink()
+    assert (tmp_path / "elsewhere/root").exists()
+    assert covered == ([], [])

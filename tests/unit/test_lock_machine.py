@@ -207,3 +207,14 @@ def test_an_unreadable_state_is_none_and_named(tmp_path: Path) -> None:
     state, dropped = machine_files.load(tmp_path)
     assert state == MachineState()
     assert len(dropped) == 1
+
+
+def test_who_is_an_ordinary_user() -> None:
+    text = (
+        "root:x:0:0::/root:/bin/bash\ntss:x:107:107::/var/lib/tpm:/bin/false\nalice:x:1000:1000::/home/alice:/bin/bash\n"
+        "nobody:x:65534:65534::/:/bin/false\nlast:x:59999:59999::/home/last:/bin/sh\nnext:x:60000:60000::/home/next:/bin/sh\n"
+        # The first row of a name counts, whatever a later one says.
+        "tss:x:1001:1001::/home/tss:/bin/sh\nshort:x:1002\nodd name:x:1003:1003::/home/odd:/bin/sh\n"
+        "b:x:\u0661000:1::/home/b:/bin/sh\n"
+    )
+    assert machine.ordinary(text) == {"alice", "last"}

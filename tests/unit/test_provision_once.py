@@ -17,6 +17,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "id").write_text("c" * 32 + "\n")
     for name in ("etc", "factory"):
         (tmp_path / name).mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
     for name, path in (
         ("ETC", "etc"),
         ("FACTORY", "factory"),
@@ -26,6 +27,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ):
         monkeypatch.setattr(prepare, name, tmp_path / path)
     monkeypatch.setattr(prepare, "cover_unbelieved", lambda _var: None)
+    monkeypatch.setattr(prepare, "settle_linger", lambda _var, _ordinary: None)
     monkeypatch.setattr(provision, "STAMP", tmp_path / "provisioned")
     monkeypatch.setattr(provision, "DISK_FILE", tmp_path / "provision.ign")
     monkeypatch.setattr(provision, "FW_CFG", tmp_path / "fw")

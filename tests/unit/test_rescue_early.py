@@ -174,7 +174,8 @@ def test_prepare_in_a_rescue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
     monkeypatch.setattr(prepare, "say", lambda text: None)
     monkeypatch.setattr(provision, "provision", provisioned)
     monkeypatch.setattr(prepare, "cover_unbelieved", lambda path: done.append("covered"))
+    monkeypatch.setattr(prepare, "settle_linger", lambda path, ordinary: done.append(("linger", ordinary)))
     monkeypatch.setattr(machine_files, "load", lambda path: (MachineState(hostname="attic"), []))
     monkeypatch.setattr(machine_files, "apply", lambda state, *rest: done.append(state.hostname))
     assert prepare.main() == 0
-    assert done == (["", "covered"] if rescue else ["attic", "provisioned"])
+    assert done == (["", "covered", ("linger", None)] if rescue else ["attic", "provisioned"])

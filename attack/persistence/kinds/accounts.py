@@ -4,7 +4,21 @@
 from __future__ import annotations
 
 from attack.persistence.model import READ_ONLY, Row
-from attack.persistence.payload import BENCH, KEYS, USERS, both, copy, lines, native, no_program, put, script, ssh, text
+from attack.persistence.payload import (
+    BENCH,
+    KEYS,
+    USERS,
+    both,
+    copy,
+    lines,
+    native,
+    no_program,
+    no_way_up,
+    put,
+    script,
+    ssh,
+    text,
+)
 
 ROOT_KEY, ETC_KEY, USER_KEY, STRANGER = KEYS
 MODULES = "/usr/lib/x86_64-linux-gnu/security"
@@ -96,7 +110,7 @@ ROWS = (
         reason=rf"{READ_ONLY}|Text file busy"),
     Row("a58-sudoers", "E", "rules of sudo and doas", put("/etc/sudoers.d/a58", "alice ALL=(ALL) NOPASSWD: ALL", "440")
         + put("/etc/doas.conf", "permit nopass alice"), ("a58-sudoers",), control="absent",
-        absence=no_program("sudo", "doas", "pkexec", "su-exec")
+        absence=no_way_up("sudo", "doas", "pkexec", "su") + no_program("su-exec")
         + "if find /usr -xdev -type f -perm /6000 | grep .; then exit 1; fi\n",
         trigger=f"runuser -u alice -- sudo -n {text('a58-sudoers')} || true\n"
                 f"runuser -u alice -- su -c '{text('a58-sudoers')}' root </dev/null || true"),

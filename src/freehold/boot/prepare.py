@@ -9,11 +9,14 @@ left out. It fails only for what makes a machine other than the one specified.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Collection
 from pathlib import Path
 
 from freehold import run
 from freehold.boot import machine_files, provision
 from freehold.errors import FreeholdError
+from freehold.lock import machine
 from freehold.lock.machine import MachineState
 
 ETC = Path("/etc")
@@ -24,6 +27,8 @@ BOOT_RECORD = Path("/run/freehold/boot.json")
 #: Root-owned state that could make signed programs act for whoever wrote it: empty and in memory while locked.
 #: The list ships in the sealed tree.
 UNBELIEVED = Path("/usr/lib/freehold/unbelieved.list")
+#: Below /var: a file with a user's name has the login manager start that user's own services at boot.
+LINGER = "lib/systemd/linger"
 
 
 def say(text: str) -> None:
@@ -48,8 +53,36 @@ def cover_unbelieved(var: Path) -> None:
     for line in UNBELIEVED.read_text().splitlines():
         path = line.strip()
         if path and not path.startswith("#"):
-            target = own_directory(var, path.removeprefix("/var/"))
-            run.run(["mount", "-t", "tmpfs", "-o", "mode=0755,nosuid,nodev,size=5%", "freehold-empty", target])
+            _cover(own_directory(var, path.removeprefix("/var/")))
+
+
+def _cover(target: Path) -> None:
+    run.run(["mount", "-t", "tmpfs", "-o", "mode=0755,nosuid,nodev,size=5%", "freehold-empty", target])
+
+
+def settle_linger(var: Path, ordinary: Collection[str] | None) -> None:
+    """Leave the marks of ``ordinary`` users alone of those in :data:`LINGER`; with None (a rescue), or where that fails, none.
+
+    A system account's home may hold what an intruder left: its services start when signed configuration says so. The
+    login manager takes names by number and escaped as well, so that only a name that is one to the letter stays.
+    """
+    target = own_directory(var, LINGER)
+    strange = []
+    try:
+        with os.scandir(target) as found:
+            # It looks at no directory.
+            marks = [one for one in found if not one.is_dir(follow_symlinks=False)]
+        for one in marks:
+            if ordinary is not None and one.name not in ordinary:
+                strange.append(ascii(one.name)[:60])
+                Path(one.path).unlink()
+    except OSError:
+        # Nobody keeps a machine from booting by a file that cannot be removed.
+        ordinary = None
+    if ordinary is None:
+        _cover(target)
+    for name in strange[:4]:
+        say(f"machine state not believed: services of {name} at boot (linger): no ordinary user")
 
 
 def main() -> int:
@@ -65,6 +98,7 @@ def main() -> int:
         machine_files.apply(state, MACHINE_ID.read_text().strip(), FACTORY, ETC)
         if locked:
             cover_unbelieved(Path("/var"))
+            settle_linger(Path("/var"), None if rescue else machine.ordinary((ETC / "passwd").read_text(errors="replace")))
         if boot["first_boot"] and not rescue:
             # The owner signs an intent on a machine that runs: one that has any was provisioned before. A record that is
             # missing all the same was removed from outside, and what a new configuration says is nobody's word.

@@ -22,10 +22,10 @@ from freehold.build.packages import Archive
 from freehold.build.recipe import Recipe, load
 from freehold.build.store import Store, cache_directory
 from freehold.build.tools import Tools, ensure
-from freehold.errors import InputError
+from freehold.errors import FreeholdError, InputError
 from freehold.keys.x509 import Signer
 from freehold.monitor import Monitor, step
-from freehold.seal import cpio, headerball, ids
+from freehold.seal import cpio, headerball, ids, stubs
 from freehold.seal.dpkg import installed
 from freehold.seal.walk import walk
 from freehold.update import rescue_entry
@@ -187,6 +187,7 @@ def _make(
         )
         found = installed((root / DPKG_STATUS).read_text())
         entries = list(walk(root))
+        _without_privileges(entries, recipe)
         packed = initrd.members(root, kernel, recipe.keychain_files())
         vmlinuz = work / "vmlinuz"
         shutil.copy(root / "usr/lib/modules" / kernel / "vmlinuz", vmlinuz)
@@ -212,6 +213,15 @@ def _make(
     atomic.write(store.locks / f"{recipe.name}.ids", lock.text())
     atomic.publish(sealed, release)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _without_privileges(entries: Sequence[headerball.Entry], recipe: Recipe) -> None:
+    found = stubs.privileged(entries, keep_all=recipe.setuid_keep)
+    if found:
+        raise FreeholdError(
+            f"a file of the tree gives its callers more rights: {found[0]}", details="\n".join(found),
+            hint="setuid.keep in the recipe names those that are meant",
+        )  # fmt: skip
 
 
 def _manifest(

@@ -15,7 +15,7 @@ from freehold import files, run
 from freehold.build import state
 from freehold.build.recipe import Recipe
 from freehold.errors import FreeholdError, InputError
-from freehold.seal import accounts, ids
+from freehold.seal import accounts, ids, stubs
 from freehold.seal.ids import IdLock
 from freehold.seal.walk import LEFTOVERS, SECRETS, stamp_bytecode, strip_privileges
 
@@ -120,6 +120,9 @@ def finish(tree: Path, recipe: Recipe, *, version: str, epoch: int, sources: str
     own_files(tree, recipe)
     set_units(tree, recipe)
     strip_privileges(tree, keep_all=recipe.setuid_keep)
+    # What the recipe keeps, or writes itself, is the builder's own word.
+    own = {*recipe.setuid_keep, *(item.path for item in recipe.files)}
+    stubs.put_stubs(tree, [name for name in stubs.NAMES if name not in own])
     # What the machine's own apt would ask; the flat directory of the build is gone by then.
     (tree / "etc/apt/sources.list").write_text(sources)
     state.settle_var(tree, recipe)

@@ -29,7 +29,7 @@ from freehold.files import read_bytes
 from freehold.keys import verity
 from freehold.lock.requests import Requests
 from freehold.monitor import Monitor, step
-from freehold.seal import accounts, dpkg, ids, varmap
+from freehold.seal import accounts, dpkg, ids, stubs, varmap
 from freehold.seal.headerball import Entry
 from freehold.seal.walk import CAPABILITY, LEFTOVERS, SECRETS, stamp_bytecode, strip_privileges, walk
 
@@ -69,8 +69,11 @@ def build(sysroot: Sysroot, base: Base, requested: Requests, monitor: Monitor) -
                 accounts.fix_ids(box.tree, lock, etc="usr/etc", more=[box.var])
                 _settle_var(box, before)
         signed = {(entry.path, value) for entry in below.entries for name, value in entry.xattrs if name == CAPABILITY}
-        _clean(work / "upper", below.epoch, signed)
+        for line in _clean(work / "upper", below.epoch, signed, [one.path for one in below.entries if stubs.is_stub(one)]):
+            monitor.message(line)
         entries, removed = scan(work / "upper", {entry.path: entry for entry in below.entries})
+        if found := stubs.privileged(entries, signed):
+            raise FreeholdError(f"a requested package would give its callers more rights: {found[0]}", details="\n".join(found))
         done = True
         return Layer(work / "upper", tuple(entries), tuple(removed), dpkg.installed(text))
     finally:
@@ -202,8 +205,11 @@ def _names(database: Path) -> dict[int, str]:
     return {int(row[2]): row[0] for row in rows if row[2].isdigit()}
 
 
-def _clean(upper: Path, epoch: int, signed: Collection[tuple[str, bytes]]) -> None:
-    """No secrets, leftovers, set-uid bits, capabilities but ``signed`` ones, traces of the box; bytecode fits the epoch."""
+def _clean(upper: Path, epoch: int, signed: Collection[tuple[str, bytes]], posts: Collection[str] = ()) -> list[str]:
+    """No secrets, leftovers, set-uid bits, capabilities but ``signed`` ones, traces of the box; bytecode fits the epoch.
+
+    The signposts of the release, at ``posts``, are put back. Returns a line for each program that lost something by it.
+    """
     for pattern in (*SECRETS, *LEFTOVERS, *_TRACES):
         for path in upper.glob(_sealed(pattern)):
             files.remove(path)
@@ -215,9 +221,12 @@ def _clean(upper: Path, epoch: int, signed: Collection[tuple[str, bytes]]) -> No
             raise InputError("a requested package brings a kernel; replacing the kernel is not a package request")
         if name != "usr":
             files.remove(upper / name)
-    strip_privileges(upper, signed)
+    lost = strip_privileges(upper, signed)
+    gone = stubs.put_stubs(upper, [name for name in posts if os.path.lexists(upper / name.lstrip("/"))])
     if (upper / "usr").is_dir():
         stamp_bytecode(upper, epoch)
+    said = [f"{name}: without its set-uid bit or capability" for name in lost if name not in gone]
+    return said + [f"{name}: the release's own stays, which says how to become root here" for name in gone]
 
 
 def _sealed(pattern: str) -> str:

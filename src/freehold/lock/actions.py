@@ -42,6 +42,7 @@ OWNER = Path("/sysroot/owner")
 INBOX = Path("/sysroot/inbox")
 STATE = Path("/sysroot/state")
 RUN = Path("/run/freehold")
+MOUNTS = Path("/proc/self/mountinfo")
 CMDLINE = Path("/proc/cmdline")
 LOCK_FILE = RUN / "lock.lock"
 
@@ -223,8 +224,14 @@ def check_answer(signed: bytes) -> Intent:
 def ready() -> None:
     """Refuse to lock a machine on which something privileged and unsigned runs already.
 
-    Raises :class:`FreeholdError` naming the processes.
+    Raises :class:`FreeholdError` naming the processes, or what is mounted over the sealed tree.
     """
+    hidden = mounts.over("/usr", MOUNTS.read_text(errors="surrogateescape"))
+    if hidden:
+        raise FreeholdError(
+            f"something is mounted over the sealed tree, at {ascii(hidden[0])[1:-1]}: no program there is a signed one",
+            hint="`systemd-sysext unmerge` where it is an extension, `umount` else, or reboot",
+        )
     findings = guard.preflight()
     if findings:
         named = sorted({f"{row.get('comm', '?')} (process {row.get('pid', '?')})" for row in findings})

@@ -208,6 +208,17 @@ def _table(text: str, width: int) -> Iterable[list[str]]:
             yield fields
 
 
+def ordinary(passwd: str) -> frozenset[str]:
+    """The names in ``passwd`` that are ordinary users'. As for the C library, the first row of a name counts."""
+    first: dict[str, str] = {}
+    for fields in _table(passwd, 7):
+        first.setdefault(fields[0], fields[2])
+    return frozenset(
+        name for name, uid in first.items()
+        if NAME.fullmatch(name) and DECIMAL.fullmatch(uid) and FIRST_UID <= int(uid) <= LAST_UID
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class AccountFiles:
     """The account databases as text."""

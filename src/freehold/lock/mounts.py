@@ -41,3 +41,9 @@ def private_namespace(*, follow: bool = True) -> None:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     mount("none", Path("/"), None, MS_REC | (MS_SLAVE if follow else MS_PRIVATE))
+
+
+def over(place: str, mountinfo: str) -> list[str]:
+    """Where something is mounted at ``place`` or below it, from the text of mountinfo (proc_pid_mountinfo(5)). Pure."""
+    points = [fields[4] for fields in (line.split(" ") for line in mountinfo.split("\n")) if len(fields) > 4]
+    return [point for point in points if point == place or point.startswith(f"{place}/")]

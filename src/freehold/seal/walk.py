@@ -19,6 +19,8 @@ SECRETS = ("etc/ssh/ssh_host_*", "etc/machine-id", "var/lib/dbus/machine-id", "v
 #: Left over by the package manager and by the machine that built.
 LEFTOVERS = (
     "etc/*-", "etc/.pwd.lock", "etc/hostname", "etc/resolv.conf", "etc/mtab", "var/log/*", "var/tmp/*", "var/lib/apt/lists",
+    # The resolver of the machine that built, as systemd-resolved's package puts it aside.
+    "etc/.resolv.conf.systemd-resolved.bak",
     # mmdebstrap's: the build's own flat directory, which no machine has and none may trust.
     "etc/apt/sources.list.d/0000*",
     "var/cache/apt/*", "var/lib/dpkg/*-old", "var/lib/dpkg/lock*", "var/lib/dpkg/triggers/Lock", "var/cache/debconf/*-old",
