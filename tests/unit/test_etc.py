@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from freehold import run
-from freehold.boot import prepare, provision
+from freehold.boot import covers, prepare, provision
 from freehold.errors import FreeholdError
 from freehold.lock import etc
 from freehold.lock.drift import ADDED, CHANGED, REMOVED, Change, drift
@@ -147,11 +147,11 @@ def test_links_of_root_do_not_aim_the_mounts(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(run, "run", lambda argv: mounts.append(str(argv[-1])))
     listing, var = tmp_path / "list", tmp_path / "var"
     listing.write_text("# comment\n\n/var/spool/cron\n/var/lib/at\n/var/lib/none\n")
-    monkeypatch.setattr(prepare, "UNBELIEVED", listing)
+    monkeypatch.setattr(covers, "UNBELIEVED", listing)
     for name in ("spool/cron", "lib", "elsewhere"):
         (var / name).mkdir(parents=True)
     (var / "lib/at").symlink_to(var / "elsewhere")
-    prepare.cover_unbelieved(var)
+    covers.cover_unbelieved(var)
     assert mounts == [str(var / name) for name in ("spool/cron", "lib/at", "lib/none")]
     assert not (var / "lib/at").is_symlink()
     assert (var / "elsewhere").is_dir()

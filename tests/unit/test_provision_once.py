@@ -25,7 +25,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("BOOT_RECORD", "boot"),
     ):
         monkeypatch.setattr(prepare, name, tmp_path / path)
-    monkeypatch.setattr(prepare, "cover_unbelieved", lambda _var: None)
+    monkeypatch.setattr(prepare, "wait", lambda: None)
     monkeypatch.setattr(provision, "STAMP", tmp_path / "provisioned")
     monkeypatch.setattr(provision, "DISK_FILE", tmp_path / "provision.ign")
     monkeypatch.setattr(provision, "FW_CFG", tmp_path / "fw")

@@ -1,71 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the early step runs in the new root before systemd, when /etc is fresh: first boot, each locked boot, a new intent.
 
-Under the lock the guard is latched already, so this runs as sealed code among nothing else. It reads the
-machine's typed state, which root could have written: every value is checked, what does not fit is named and
-left out. It fails only for what makes a machine other than the one specified.
+Under the lock the guard is latched before this reads anything that root could have written: the early step starts it
+while the guard is loading, since starting Python takes as long, and closes its standard input when the latch is down
+(``early/prepare.c``). What it reads then is the machine's typed state: every value is checked, what does not fit is named
+and left out. It fails only for what makes a machine other than the one specified.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import os
 
-from freehold import run
-from freehold.boot import machine_files, provision
+from freehold.boot import machine_files
 from freehold.errors import FreeholdError
-from freehold.lock.machine import MachineState
+from freehold.lock.machine import MachineState, decode
 
-ETC = Path("/etc")
-FACTORY = Path("/usr/etc")
-STATE = Path("/sysroot/state")
-MACHINE_ID = Path("/sysroot/owner/id")
-BOOT_RECORD = Path("/run/freehold/boot.json")
-#: Root-owned state that could make signed programs act for whoever wrote it: empty and in memory while locked.
-#: The list ships in the sealed tree.
-UNBELIEVED = Path("/usr/lib/freehold/unbelieved.list")
+# Not `typing`'s: every locked boot waits for this module, see freehold.lock.machine.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ETC: str | Path = "/etc"
+FACTORY: str | Path = "/usr/etc"
+USR: str | Path = "/usr"
+STATE: str | Path = "/sysroot/state"
+MACHINE_ID: str | Path = "/sysroot/owner/id"
+BOOT_RECORD: str | Path = "/run/freehold/boot.json"
 
 
 def say(text: str) -> None:
     """One line on the console and in the kernel log."""
-    with Path("/dev/kmsg").open("w") as log:
+    with open("/dev/kmsg", "w", encoding="utf-8") as log:
         log.write(f"<4>freehold: {text[:900]}\n")
 
 
-def own_directory(top: Path, relative: str) -> Path:
-    """``top/relative`` as real directories all the way: what else root put there, a link elsewhere, is removed."""
-    path = top
-    for part in Path(relative).parts:
-        path /= part
-        if path.is_symlink() or (path.exists() and not path.is_dir()):
-            path.unlink()
-        path.mkdir(exist_ok=True)
-    return path
+def wait() -> None:
+    """Until the early step says so: until standard input ends."""
+    while os.read(0, 64):
+        pass
 
 
-def cover_unbelieved(var: Path) -> None:
-    """Mount an empty file system over each listed directory below /var."""
-    for line in UNBELIEVED.read_text().splitlines():
-        path = line.strip()
-        if path and not path.startswith("#"):
-            target = own_directory(var, path.removeprefix("/var/"))
-            run.run(["mount", "-t", "tmpfs", "-o", "mode=0755,nosuid,nodev,size=5%", "freehold-empty", target])
+def read(path: str | Path) -> bytes:
+    """A file of the early step's, whole. Raises :class:`OSError`."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def as_made() -> None:
+    """Note that /etc is the factory's own, so that systemd rebuilds nothing that was made with the image.
+
+    systemd-update-done.service would say so after its like ran; under the lock that is each boot, since /etc is new each time.
+    """
+    stamp = f"{ETC}/.updated"
+    with open(stamp, "wb"):
+        pass
+    made = os.stat(USR).st_mtime_ns
+    os.utime(stamp, ns=(made, made))
 
 
 def main() -> int:
     """Prepare this boot; returns the exit status. Messages go to the console."""
     try:
-        boot = json.loads(BOOT_RECORD.read_text())
+        wait()
+        boot = decode(read(BOOT_RECORD))
         # The rescue entry: locked, nothing of the machine's own, and never the boot that provisions.
         rescue = boot.get("rescue") is True
         locked = rescue or boot["intent"]["lock"] == "locked"
         state, dropped = (MachineState(), []) if rescue else machine_files.load(STATE)
         for line in dropped:
             say(f"machine state not believed: {line}")
-        machine_files.apply(state, MACHINE_ID.read_text().strip(), FACTORY, ETC)
-        if locked:
-            cover_unbelieved(Path("/var"))
+        machine_files.apply(state, read(MACHINE_ID).decode().strip(), FACTORY, ETC)
+        # A committed /etc may say where libraries are, or which accounts there are: then systemd looks.
+        if locked and not boot.get("config"):
+            as_made()
         if boot["first_boot"] and not rescue:
+            # Ignition's part; other boots need not import it.
+            from freehold.boot import provision
+
             # The owner signs an intent on a machine that runs: one that has any was provisioned before. A record that is
             # missing all the same was removed from outside, and what a new configuration says is nobody's word.
             say(provision.provision() if boot["intent"]["state"] == "absent" else provision.refuse())
