@@ -25,6 +25,7 @@
 
 #include "../bpf/guard.h"
 #include "guard.skel.h"
+#include "hooks.h"
 
 _Static_assert(GUARD_JIT == GUARD_JIT_LIMIT && GUARD_DISKS == GUARD_DISKS_LIMIT &&
 		       GUARD_INTERPRETERS == GUARD_INTERPRETERS_LIMIT,
@@ -32,7 +33,6 @@ _Static_assert(GUARD_JIT == GUARD_JIT_LIMIT && GUARD_DISKS == GUARD_DISKS_LIMIT 
 
 #define BPFFS_MAGIC 0xcafe4a11
 #define KERNEL_BTF "/sys/kernel/btf/vmlinux"
-#define MAX_BTF (64 << 20)
 #define MAX_PROCESSES 65536
 
 /* Debian 13's libelf.a leaves these two out of the archive. They prepare and free the search tree of
@@ -84,36 +84,78 @@ static int mount_bpffs(void)
 	return 0;
 }
 
-/*
- * Does the kernel have the hook? Its name stands in BTF's table of strings, and no type or member is called so. Looking
- * for the bytes takes no time; having libbpf index the whole a second time takes a fifth of loading the guard.
- */
-static int has_hook(const char *name, bool *has)
+/* What libbpf would look up for each program alone: the number of its hook. */
+static int say_hook(struct bpf_program *program, struct bpf_prog_load_opts *options, long hooks)
 {
-	int fd = open(KERNEL_BTF, O_RDONLY | O_CLOEXEC);
-	char *text = malloc(MAX_BTF);
-	size_t length = 0;
-	ssize_t got = -1;
+	const char *name = strchr(bpf_program__section_name(program), '/');
+	unsigned id = name ? hooks_find((const struct hooks *)hooks, name + 1) : 0;
 
-	while (fd >= 0 && text && length < MAX_BTF && (got = read(fd, text + length, MAX_BTF - length)) > 0)
-		length += (size_t)got;
-	int error = fd < 0 || got < 0 ? errno : text ? 0 : ENOMEM;
-	/* With the zeros on both sides: the whole name. */
-	*has = !error && memmem(text, length, name, 1 + strlen(name + 1) + 1);
-	free(text);
-	if (fd >= 0)
-		close(fd);
-	return error || !length ? fail("the kernel has no BTF", error ? error : ENODATA) : 0;
+	if (!id)
+		return fail(bpf_program__section_name(program), ESRCH);
+	options->attach_btf_id = id;
+	return 0;
 }
 
-static int leave_out_missing_hooks(struct guard_bpf *guard)
+static int attach_hook(const struct bpf_program *program, long hooks, struct bpf_link **link)
 {
-	bool has;
-	int error = has_hook("\0bpf_lsm_inode_file_setattr", &has);
+	(void)hooks;
+	*link = bpf_program__attach_lsm(program);
+	return *link ? 0 : -errno;
+}
 
-	if (!error)
-		bpf_program__set_autoload(guard->progs.guard_file_setattr, has);
-	return error;
+/* Opens the guard's object, with the kernel's hooks known to libbpf; a program without one is left out. */
+static int open_guard(struct guard_bpf **guard, struct hooks *hooks, int *handler)
+{
+	LIBBPF_OPTS(libbpf_prog_handler_opts, options, .cookie = (long)hooks, .prog_prepare_load_fn = say_hook,
+		    .prog_attach_fn = attach_hook);
+	int error = hooks_read(hooks, KERNEL_BTF);
+
+	if (error)
+		return fail("the kernel's hooks cannot be listed", error);
+	*handler = libbpf_register_prog_handler("lsm+", BPF_PROG_TYPE_LSM, BPF_LSM_MAC, &options);
+	if (*handler < 0)
+		return fail("libbpf takes no handler", *handler);
+	*guard = guard_bpf__open();
+	if (!*guard)
+		return fail("cannot read the program", errno);
+	bpf_program__set_autoload((*guard)->progs.guard_file_setattr, hooks_find(hooks, "inode_file_setattr") != 0);
+	return 0;
+}
+
+static unsigned long long kept[2]; /* bytes that the maps and the programs take in the kernel */
+
+/* What the kernel charges for a map or a program of ours, by its descriptor, while we have one. */
+static unsigned long long charged(int fd)
+{
+	char path[64], line[128];
+	unsigned long long bytes = 0;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	FILE *file = fopen(path, "re");
+	while (file && fgets(line, sizeof(line), file))
+		sscanf(line, "memlock: %llu", &bytes);
+	if (file)
+		fclose(file);
+	return bytes;
+}
+
+static void count_kept(struct guard_bpf *guard)
+{
+	struct bpf_program *program;
+	struct bpf_map *map;
+
+	kept[0] = kept[1] = 0;
+	bpf_object__for_each_map(map, guard->obj)
+		kept[0] += charged(bpf_map__fd(map));
+	bpf_object__for_each_program(program, guard->obj)
+		if (bpf_program__autoload(program))
+			kept[1] += charged(bpf_program__fd(program));
+}
+
+void guard_kept(unsigned long long *maps, unsigned long long *programs)
+{
+	*maps = kept[0];
+	*programs = kept[1];
 }
 
 static int pin_all(struct guard_bpf *guard)
@@ -431,15 +473,16 @@ int guard_describe(const char *root, const char *owner, struct guard_config *con
 int guard_load(const struct guard_config *config)
 {
 	struct guard_bpf *guard;
+	struct hooks hooks;
 	struct stat namespace;
-	int error;
+	int error, handler = -1;
 
 	libbpf_set_print(print);
 	if (stat("/proc/self/ns/mnt", &namespace) != 0)
 		return fail("/proc/self/ns/mnt", errno);
-	guard = guard_bpf__open();
-	if (!guard)
-		return fail("cannot read the program", errno);
+	error = open_guard(&guard, &hooks, &handler);
+	if (error)
+		goto out;
 	guard->rodata->sealed_dev = kernel_dev(config->sealed_major, config->sealed_minor);
 	guard->rodata->owner_dev = kernel_dev(config->owner_major, config->owner_minor);
 	guard->rodata->owner_ino = config->owner_ino;
@@ -452,12 +495,9 @@ int guard_load(const struct guard_config *config)
 	guard->rodata->root_mount = config->root_mount;
 	for (int i = 0; i < GUARD_DISKS; i++)
 		guard->rodata->owner_disks[i] = kernel_dev(config->disks[i].major, config->disks[i].minor);
-	error = leave_out_missing_hooks(guard);
-	if (!error) {
-		error = guard_bpf__load(guard);
-		if (error)
-			fail("the kernel refused the program", error);
-	}
+	error = guard_bpf__load(guard);
+	if (error)
+		fail("the kernel refused the program", error);
 	if (!error)
 		error = mount_bpffs();
 	if (!error) {
@@ -466,8 +506,14 @@ int guard_load(const struct guard_config *config)
 			error = tag_running(guard);
 		if (error)
 			unpin_all();
+		else
+			count_kept(guard);
 	}
 	guard_bpf__destroy(guard);
+out:
+	if (handler >= 0)
+		libbpf_unregister_prog_handler(handler);
+	hooks_forget(&hooks);
 	return error;
 }
 
