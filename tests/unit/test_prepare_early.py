@@ -103,20 +103,29 @@ def test_a_list_that_names_something_else_ends_the_boot(program: Path, tmp_path:
     assert run([program, "cover", root], check=False).status == 1
 
 
-@pytest.mark.parametrize(("lock", "config", "stamped"), [("locked", "", True), ("locked", "ab" * 32, False), ("open", "", False)])
+@pytest.mark.parametrize(
+    ("lock", "committed", "stamped"),
+    [
+        ("locked", None, True), ("locked", "hostname", True), ("locked", "udev/rules.d", True),
+        ("locked", "ld.so.conf.d/own.conf", False), ("locked", "sysusers.d/own.conf", False), ("locked", "udev/hwdb.d/own.hwdb", False), ("open", None, False),
+    ],
+)  # fmt: skip
 def test_what_the_image_brought_is_not_built_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str, config: str, stamped: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str, committed: str | None, stamped: bool
 ) -> None:
-    """systemd compares the times of /usr and /etc/.updated; a committed /etc may name libraries, and an open one changes."""
-    record = f'{{"intent":{{"lock":"{lock}","state":"valid"}},"first_boot":false,"config":"{config}","rescue":false}}\n'
+    """systemd compares the times of /usr and /etc/.updated. Committed files may be what it is made from; an open /etc changes."""
+    record = f'{{"intent":{{"lock":"{lock}","state":"valid"}},"first_boot":false,"rescue":false}}\n'
     (tmp_path / "boot.json").write_text(record)
     (tmp_path / "id").write_text("f" * 32 + "\n")
     usr, etc = tmp_path / "usr", tmp_path / "etc"
+    if committed:
+        (tmp_path / "config" / committed).parent.mkdir(parents=True)
+        (tmp_path / "config" / committed).write_text("")
     usr.mkdir()
     etc.mkdir()
     os.utime(usr, ns=(1_700_000_000_000_000_000, 1_700_000_000_000_000_000))
-    places = {"BOOT_RECORD": "boot.json", "MACHINE_ID": "id", "USR": "usr", "ETC": "etc", "FACTORY": "none", "STATE": "none"}
-    for name, path in places.items():
+    places = {"BOOT_RECORD": "boot.json", "MACHINE_ID": "id", "CONFIG": "config", "USR": "usr", "ETC": "etc"}
+    for name, path in {**places, "FACTORY": "none", "STATE": "none"}.items():
         monkeypatch.setattr(prepare, name, tmp_path / path)
     monkeypatch.setattr(prepare, "wait", lambda: None)
     assert prepare.main() == 0

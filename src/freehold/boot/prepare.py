@@ -26,6 +26,10 @@ USR: str | Path = "/usr"
 STATE: str | Path = "/sysroot/state"
 MACHINE_ID: str | Path = "/sysroot/owner/id"
 BOOT_RECORD: str | Path = "/run/freehold/boot.json"
+#: The owner's committed /etc: what differs from the factory's. Not there when there is none.
+CONFIG: str | Path = "/run/freehold/config"
+#: What systemd makes files from when /etc/.updated is older than /usr: the linker's cache, accounts, the hardware database.
+SOURCES = ("ld.so.conf", "ld.so.conf.d", "sysusers.d", "udev/hwdb.d")
 
 
 def say(text: str) -> None:
@@ -47,10 +51,12 @@ def read(path: str | Path) -> bytes:
 
 
 def as_made() -> None:
-    """Note that /etc is the factory's own, so that systemd rebuilds nothing that was made with the image.
+    """Note that what is generated in /etc came with the image, unless the owner's part of /etc says what it is made from.
 
-    systemd-update-done.service would say so after its like ran; under the lock that is each boot, since /etc is new each time.
+    systemd-update-done.service says so after it was made again; under the lock that would be each boot, /etc being new each time.
     """
+    if any(os.path.lexists(f"{CONFIG}/{name}") for name in SOURCES):
+        return
     stamp = f"{ETC}/.updated"
     with open(stamp, "wb"):
         pass
@@ -70,8 +76,7 @@ def main() -> int:
         for line in dropped:
             say(f"machine state not believed: {line}")
         machine_files.apply(state, read(MACHINE_ID).decode().strip(), FACTORY, ETC)
-        # A committed /etc may say where libraries are, or which accounts there are: then systemd looks.
-        if locked and not boot.get("config"):
+        if locked:
             as_made()
         if boot["first_boot"] and not rescue:
             # Ignition's part; other boots need not import it.
