@@ -107,7 +107,8 @@ def test_a_list_that_names_something_else_ends_the_boot(program: Path, tmp_path:
     ("lock", "committed", "stamped"),
     [
         ("locked", None, True), ("locked", "hostname", True), ("locked", "udev/rules.d", True),
-        ("locked", "ld.so.conf.d/own.conf", False), ("locked", "sysusers.d/own.conf", False), ("locked", "udev/hwdb.d/own.hwdb", False), ("open", None, False),
+        ("locked", "ld.so.conf.d/own.conf", False), ("locked", "sysusers.d/own.conf", False),
+        ("locked", "udev/hwdb.d/own.hwdb", False), ("open", None, False),
     ],
 )  # fmt: skip
 def test_what_the_image_brought_is_not_built_again(
