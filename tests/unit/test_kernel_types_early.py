@@ -123,8 +123,9 @@ def written(types: list[tuple[int, str, list[int]]]) -> bytes:
     return struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(body), len(body), len(strings)) + body + strings
 
 
-def shapes(data: bytes) -> list[tuple[int, str, Any]]:
-    """Type information, read again: (kind, name, what it is made of), what is pointed to left out."""
+def shapes(data: bytes, pointed: list[int] | None = None) -> list[tuple[int, str, Any]]:
+    """Type information, read again: (kind, name, what it is made of), what is pointed to in a list of its own."""
+    pointed = [] if pointed is None else pointed
     magic, _, _, header, type_off, type_len, str_off, str_len = struct.unpack_from("<HBBIIIII", data)
     assert (magic, header, len(data)) == (0xEB9F, 24, 24 + str_off + str_len)
     strings, at, found = data[24 + str_off:], 24 + type_off, [(0, "void", ())]
@@ -146,6 +147,7 @@ def shapes(data: bytes) -> list[tuple[int, str, Any]]:
             made = struct.unpack_from("<III", data, at + 12)
         elif kind == PTR:
             made = "something"
+            pointed.append(one)
         found.append((kind, text(name), made))
         at += 12 + always + each * count
     return found
@@ -196,7 +198,9 @@ def test_the_small_part_has_the_same_structures(
 def test_what_is_pointed_to_and_what_is_not_named_stays_out(program: Path, tmp_path: Path) -> None:
     members = [(PTR, "", [5]), (TYPEDEF, "size_t", [6]), (ARRAY, "", [6, 6])]
     types = [(STRUCT, "inode", [2, 3, 4]), *members, (STRUCT, "huge", [1, 6]), (1, "long", [])]
-    found = shapes(small(program, tmp_path, written(types), "inode"))
+    pointed: list[int] = []
+    found = shapes(small(program, tmp_path, written(types), "inode"), pointed)
+    assert pointed == [0]
     assert [name for _, name, _ in found] == ["void", "inode", "", "size_t", "", "long"]
     assert shapes(small(program, tmp_path, written(types), "nothing")) == [(0, "void", ())]
 
