@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 
 from bench.boots import machine_settings, property_of
 from bench.builds import Bench
-from bench.lock_disks import USER, booted, make, mode, start_fapolicyd, start_ipe
+from bench.lock_disks import USER, booted, make, mode
+from bench.lock_peers import start_fapolicyd, start_ipe
 from bench.measure import REPOSITORY, Ratio, Series, load, say, write
+from freehold.errors import FreeholdError
 from freehold.vm import VirtualMachine
 
 #: Locked against open: starts of /bin/true; seconds that a boot takes longer. A container's job has no number in the promise:
@@ -119,14 +121,24 @@ def measure_state(vm: VirtualMachine, into: Samples, count: int) -> None:
     into.jobs += jobs(vm)
 
 
-def beside(bench: Bench, vm: VirtualMachine, bare: Samples, others: dict[str, Samples], count: int) -> None:
-    """fapolicyd, nothing, IPE: nothing is measured between the two, since it may have changed by then."""
-    start_fapolicyd(vm)
-    others["fapolicyd"].spawns += spawns(vm, count)
+def beside(bench: Bench, vm: VirtualMachine, bare: Samples, others: dict[str, Samples], count: int) -> dict[str, str]:
+    """fapolicyd, nothing, IPE, in one boot; what could not be measured, and why."""
+    faults = {}
+    try:
+        start_fapolicyd(vm)
+        others["fapolicyd"].spawns += spawns(vm, count)
+    except FreeholdError as error:
+        faults["fapolicyd"] = error.message
     vm.exec(["systemctl", "stop", "fapolicyd.service"], timeout=120)
     bare.spawns += spawns(vm, count)
-    start_ipe(bench, vm)
-    others["IPE"].spawns += spawns(vm, count)
+    try:
+        start_ipe(bench, vm)
+        others["IPE"].spawns += spawns(vm, count)
+    except FreeholdError as error:
+        faults["IPE"] = error.message
+    for name, fault in faults.items():
+        say(f"{name} could not be measured: {fault}")
+    return faults
 
 
 def ratios(states: dict[str, Samples], bare: Samples, others: dict[str, Samples]) -> tuple[list[Ratio], dict[str, float]]:
@@ -137,7 +149,9 @@ def ratios(states: dict[str, Samples], bare: Samples, others: dict[str, Samples]
         Ratio("job in a rootless container, locked / open", paired(locked.jobs, opened.jobs), JOB_LIMIT),
         boot_promise(states),
     ]
-    told = {f"starts, {name} / nothing": paired(one.spawns, bare.spawns) for name, one in others.items()}
+    # One that failed in some boot has no pairs.
+    whole = {name: one for name, one in others.items() if one.spawns and len(one.spawns) == len(bare.spawns)}
+    told = {f"starts, {name} / nothing": paired(one.spawns, bare.spawns) for name, one in whole.items()}
     told |= {f"reads by {kind}, locked / open": paired(locked.reads[kind], opened.reads[kind]) for kind in READS}
     told |= {"spread of starts, open": spread(opened.spawns), "spread of the job, open": spread(opened.jobs)}
     return promises, {name: round(value, 4) for name, value in told.items()}
@@ -169,6 +183,7 @@ def measure_lock(bench: Bench, rounds: int) -> list[Ratio]:
     disks = make(bench, beside=True)
     count = lots(rounds)
     states = {name: Samples(name) for name in ("open", "locked")}
+    faults: dict[str, str] = {}
     bare, others = Samples("open, between the two"), {name: Samples(f"open, {name}") for name in ("fapolicyd", "IPE")}
     for turn in range(rounds):
         for name in order(turn):
@@ -176,7 +191,7 @@ def measure_lock(bench: Bench, rounds: int) -> list[Ratio]:
                 mode(vm, "locked" if name == "locked" else "absent")
                 measure_state(vm, states[name], count)
                 if name == "open":
-                    beside(bench, vm, bare, others, count)
+                    faults |= beside(bench, vm, bare, others, count)
             one = states[name]
             starts, job = statistics.median(one.spawns[-count:]), statistics.median(one.jobs[-JOBS:])
             say(f"{name}: {LOT} starts {starts:.2f} s, job {job:.2f} s, multi-user after {one.boots[-1]:.2f} s")
@@ -186,6 +201,6 @@ def measure_lock(bench: Bench, rounds: int) -> list[Ratio]:
     say(f"the guard's maps take {disks.maps:,} bytes of memory, its programs {disks.programs:,}")
     kinds = [series for one in (*states.values(), bare, *others.values()) for series in one.series()]
     settings = {**machine_settings(disks.open), "secure_boot": True}
-    more = {"told": told, "maps_bytes": disks.maps, "programs_bytes": disks.programs, "starts": count * rounds * LOT}
+    more = {"told": told, "not_measured": faults, "maps_bytes": disks.maps, "programs_bytes": disks.programs, "starts": count * rounds * LOT}
     write("lock", kinds, promises, settings=settings, **more)
     return promises

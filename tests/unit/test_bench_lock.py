@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import lock, lock_disks
+from bench import lock, lock_disks, lock_peers
 from bench.builds import Bench
 from bench.lock import JOBS, LOT, READS, SPAWNS, Samples
 
@@ -58,6 +58,12 @@ def test_the_promises(factor: float, added: float, kept: list[bool]) -> None:
     assert told["reads by shell, locked / open"] == pytest.approx(factor)
 
 
+def test_what_failed_in_one_boot_is_not_compared() -> None:
+    states = {name: samples(name, 2.0, 10.0) for name in ("open", "locked")}
+    _, told = lock.ratios(states, samples("bare", 2.0, 0.0), {"fapolicyd": Samples("fapolicyd", [6.0]), "IPE": Samples("IPE")})
+    assert not [name for name in told if name.startswith("starts")]
+
+
 def test_only_what_was_sampled_is_told() -> None:
     names = [series.name for series in Samples("IPE", [1.0]).series()]
     assert names == [f"IPE: {LOT} starts of /bin/true"]
@@ -89,8 +95,8 @@ def test_the_policy_is_signed_with_its_text(tmp_path: Path) -> None:
     bench = Bench(tmp_path, tmp_path)
     bench.make_keys()
     signed = tmp_path / "policy.p7b"
-    signed.write_bytes(lock_disks.sign_policy(bench, lock_disks.IPE_POLICY))
+    signed.write_bytes(lock_peers.sign_policy(bench, lock_peers.IPE_POLICY))
     cms = ["openssl", "cms", "-inform", "DER", "-in", str(signed)]
-    assert run([*cms, "-verify", "-noverify", "-binary"]).stdout.decode() == lock_disks.IPE_POLICY
+    assert run([*cms, "-verify", "-noverify", "-binary"]).stdout.decode() == lock_peers.IPE_POLICY
     shown = run([*cms, "-cmsout", "-print"]).text
     assert " ".join(shown.split()).count("edAttrs: <ABSENT>") == 2, "the kernel wants no attributes"
