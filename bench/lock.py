@@ -201,6 +201,9 @@ def measure_lock(bench: Bench, rounds: int) -> list[Ratio]:
     say(f"the guard's maps take {disks.maps:,} bytes of memory, its programs {disks.programs:,}")
     kinds = [series for one in (*states.values(), bare, *others.values()) for series in one.series()]
     settings = {**machine_settings(disks.open), "secure_boot": True}
-    more = {"told": told, "not_measured": faults, "maps_bytes": disks.maps, "programs_bytes": disks.programs, "starts": count * rounds * LOT}
+    more: dict[str, object] = {
+        "told": told, "not_measured": faults, "maps_bytes": disks.maps, "programs_bytes": disks.programs,
+        "starts": count * rounds * LOT,
+    }  # fmt: skip
     write("lock", kinds, promises, settings=settings, **more)
     return promises
