@@ -23,7 +23,7 @@ $(GUARD_OUT)/guard.skel.h: $(GUARD_OUT)/guard.bpf.o
 	$(GUARD_BPFTOOL) gen skeleton $< name guard_bpf >$@.tmp
 	mv $@.tmp $@
 
-$(GUARD_OUT)/guard.o: early/guard.c early/guard.h bpf/guard.h $(GUARD_OUT)/guard.skel.h
+$(GUARD_OUT)/guard.o: early/guard.c early/guard.h early/kernel_types.h bpf/guard.h $(GUARD_OUT)/guard.skel.h
 	$(GUARD_CC) $(GUARD_CFLAGS) -I$(GUARD_OUT) -Ibpf -Iearly -c $< -o $@
 
 $(GUARD_OUT)/guardctl: early/guardctl.c $(GUARD_OUT)/guard.o

@@ -4,6 +4,7 @@
 #include "guard.h"
 
 #include <bpf/bpf.h>
+#include <bpf/btf.h>
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -25,6 +26,7 @@
 
 #include "../bpf/guard.h"
 #include "guard.skel.h"
+#include "kernel_types.h"
 
 _Static_assert(GUARD_JIT == GUARD_JIT_LIMIT && GUARD_DISKS == GUARD_DISKS_LIMIT &&
 		       GUARD_INTERPRETERS == GUARD_INTERPRETERS_LIMIT,
@@ -32,7 +34,6 @@ _Static_assert(GUARD_JIT == GUARD_JIT_LIMIT && GUARD_DISKS == GUARD_DISKS_LIMIT 
 
 #define BPFFS_MAGIC 0xcafe4a11
 #define KERNEL_BTF "/sys/kernel/btf/vmlinux"
-#define MAX_BTF (64 << 20)
 #define MAX_PROCESSES 65536
 
 /* Debian 13's libelf.a leaves these two out of the archive. They prepare and free the search tree of
@@ -84,36 +85,159 @@ static int mount_bpffs(void)
 	return 0;
 }
 
-/*
- * Does the kernel have the hook? Its name stands in BTF's table of strings, and no type or member is called so. Looking
- * for the bytes takes no time; having libbpf index the whole a second time takes a fifth of loading the guard.
- */
-static int has_hook(const char *name, bool *has)
+/* What libbpf would look up for each program alone: the number of its hook. */
+static int say_hook(struct bpf_program *program, struct bpf_prog_load_opts *options, long types)
 {
-	int fd = open(KERNEL_BTF, O_RDONLY | O_CLOEXEC);
-	char *text = malloc(MAX_BTF);
-	size_t length = 0;
-	ssize_t got = -1;
+	const char *name = strchr(bpf_program__section_name(program), '/');
+	unsigned id = name ? types_hook((const struct kernel_types *)types, name + 1) : 0;
 
-	while (fd >= 0 && text && length < MAX_BTF && (got = read(fd, text + length, MAX_BTF - length)) > 0)
-		length += (size_t)got;
-	int error = fd < 0 || got < 0 ? errno : text ? 0 : ENOMEM;
-	/* With the zeros on both sides: the whole name. */
-	*has = !error && memmem(text, length, name, 1 + strlen(name + 1) + 1);
-	free(text);
-	if (fd >= 0)
-		close(fd);
-	return error || !length ? fail("the kernel has no BTF", error ? error : ENODATA) : 0;
+	if (!id)
+		return fail(bpf_program__section_name(program), ESRCH);
+	options->attach_btf_id = id;
+	return bpf_program__set_type(program, BPF_PROG_TYPE_LSM);
 }
 
-static int leave_out_missing_hooks(struct guard_bpf *guard)
-{
-	bool has;
-	int error = has_hook("\0bpf_lsm_inode_file_setattr", &has);
+/* Names of the types that the guard was compiled with, in order. */
+struct own_names {
+	char **name;
+	unsigned count;
+};
 
-	if (!error)
-		bpf_program__set_autoload(guard->progs.guard_file_setattr, has);
-	return error;
+static int compare_names(const void *one, const void *other)
+{
+	return strcmp(*(const char *const *)one, *(const char *const *)other);
+}
+
+static bool is_own(const char *name, void *data)
+{
+	const struct own_names *own = data;
+
+	return bsearch(&name, own->name, own->count, sizeof(*own->name), compare_names);
+}
+
+/* The kernel's types of those names, and nothing else: a descriptor, or -errno. */
+static int own_types(const struct kernel_types *types)
+{
+	struct guard_bpf *guard = guard_bpf__open();
+	const struct btf *btf = guard ? bpf_object__btf(guard->obj) : NULL;
+	struct own_names own = {NULL, 0};
+	int result = -ENOMEM;
+
+	own.name = btf ? calloc(btf__type_cnt(btf), sizeof(*own.name)) : NULL;
+	if (own.name) {
+		for (unsigned id = 1; id < btf__type_cnt(btf); id++) {
+			const char *name = btf__name_by_offset(btf, btf__type_by_id(btf, id)->name_off);
+			const char *flavour = name ? strstr(name, "___") : NULL;
+
+			/* libbpf looks for a name up to its flavour. */
+			if (name && *name && (own.name[own.count] = strndup(name, flavour ? (size_t)(flavour - name) : strlen(name))))
+				own.count++;
+		}
+		qsort(own.name, own.count, sizeof(*own.name), compare_names);
+		result = types_small(types, is_own, &own);
+	}
+	for (unsigned i = 0; i < own.count; i++)
+		free(own.name[i]);
+	free(own.name);
+	guard_bpf__destroy(guard);
+	return result;
+}
+
+/* What has to last while the guard is loaded. */
+struct opening {
+	struct kernel_types types;
+	int handler, small;
+	char path[32];
+};
+
+static void opening_end(struct opening *opening)
+{
+	if (opening->handler >= 0)
+		libbpf_unregister_prog_handler(opening->handler);
+	if (opening->small >= 0)
+		close(opening->small);
+	types_forget(&opening->types);
+}
+
+/*
+ * Opens the guard's object, with what libbpf would look for in the kernel's types said in advance. Programs get their kind
+ * only when they are loaded: for one of kind LSM libbpf would read all of the types. NULL when something is not as we know
+ * it; then libbpf has to look for itself.
+ */
+static struct guard_bpf *open_with_types(struct opening *opening)
+{
+	LIBBPF_OPTS(libbpf_prog_handler_opts, options, .cookie = (long)&opening->types, .prog_prepare_load_fn = say_hook);
+	LIBBPF_OPTS(bpf_object_open_opts, open, .btf_custom_path = opening->path);
+	struct guard_bpf *guard;
+	int error = types_read(&opening->types, KERNEL_BTF);
+
+	if (!error) {
+		opening->small = own_types(&opening->types);
+		error = opening->small < 0 ? opening->small : 0;
+	}
+	if (error) {
+		fail("the kernel's types are read the long way", error);
+		return NULL;
+	}
+	snprintf(opening->path, sizeof(opening->path), "/proc/self/fd/%d", opening->small);
+	opening->handler = libbpf_register_prog_handler("lsm+", BPF_PROG_TYPE_SOCKET_FILTER, BPF_LSM_MAC, &options);
+	guard = opening->handler < 0 ? NULL : guard_bpf__open_opts(&open);
+	if (guard)
+		bpf_program__set_autoload(guard->progs.guard_file_setattr, types_hook(&opening->types, "inode_file_setattr") != 0);
+	return guard;
+}
+
+static struct guard_bpf *open_guard(struct opening *opening)
+{
+	struct guard_bpf *guard;
+
+	*opening = (struct opening){.handler = -1, .small = -1};
+	guard = open_with_types(opening);
+	if (guard)
+		return guard;
+	opening_end(opening);
+	*opening = (struct opening){.handler = -1, .small = -1};
+	guard = guard_bpf__open();
+	if (guard)
+		bpf_program__set_autoload(guard->progs.guard_file_setattr,
+					  libbpf_find_vmlinux_btf_id("inode_file_setattr", BPF_LSM_MAC) > 0);
+	return guard;
+}
+
+static unsigned long long kept[2]; /* bytes that the maps and the programs take in the kernel */
+
+/* What the kernel charges for a map or a program of ours, by its descriptor, while we have one. */
+static unsigned long long charged(int fd)
+{
+	char path[64], line[128];
+	unsigned long long bytes = 0;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	FILE *file = fopen(path, "re");
+	while (file && fgets(line, sizeof(line), file))
+		sscanf(line, "memlock: %llu", &bytes);
+	if (file)
+		fclose(file);
+	return bytes;
+}
+
+static void count_kept(struct guard_bpf *guard)
+{
+	struct bpf_program *program;
+	struct bpf_map *map;
+
+	kept[0] = kept[1] = 0;
+	bpf_object__for_each_map(map, guard->obj)
+		kept[0] += charged(bpf_map__fd(map));
+	bpf_object__for_each_program(program, guard->obj)
+		if (bpf_program__autoload(program))
+			kept[1] += charged(bpf_program__fd(program));
+}
+
+void guard_kept(unsigned long long *maps, unsigned long long *programs)
+{
+	*maps = kept[0];
+	*programs = kept[1];
 }
 
 static int pin_all(struct guard_bpf *guard)
@@ -128,7 +252,7 @@ static int pin_all(struct guard_bpf *guard)
 
 		if (!bpf_program__autoload(program) || program == guard->progs.guard_latch)
 			continue;
-		link = bpf_program__attach(program);
+		link = bpf_program__attach_lsm(program); /* libbpf knows no section any more: see open_guard() */
 		if (!link)
 			return fail(bpf_program__name(program), errno);
 		snprintf(path, sizeof(path), GUARD_PINS "/link_%s", bpf_program__name(program));
@@ -431,15 +555,19 @@ int guard_describe(const char *root, const char *owner, struct guard_config *con
 int guard_load(const struct guard_config *config)
 {
 	struct guard_bpf *guard;
+	struct opening opening;
 	struct stat namespace;
 	int error;
 
 	libbpf_set_print(print);
 	if (stat("/proc/self/ns/mnt", &namespace) != 0)
 		return fail("/proc/self/ns/mnt", errno);
-	guard = guard_bpf__open();
-	if (!guard)
-		return fail("cannot read the program", errno);
+	guard = open_guard(&opening);
+	if (!guard) {
+		error = fail("cannot read the program", errno);
+		opening_end(&opening);
+		return error;
+	}
 	guard->rodata->sealed_dev = kernel_dev(config->sealed_major, config->sealed_minor);
 	guard->rodata->owner_dev = kernel_dev(config->owner_major, config->owner_minor);
 	guard->rodata->owner_ino = config->owner_ino;
@@ -452,12 +580,9 @@ int guard_load(const struct guard_config *config)
 	guard->rodata->root_mount = config->root_mount;
 	for (int i = 0; i < GUARD_DISKS; i++)
 		guard->rodata->owner_disks[i] = kernel_dev(config->disks[i].major, config->disks[i].minor);
-	error = leave_out_missing_hooks(guard);
-	if (!error) {
-		error = guard_bpf__load(guard);
-		if (error)
-			fail("the kernel refused the program", error);
-	}
+	error = guard_bpf__load(guard);
+	if (error)
+		fail("the kernel refused the program", error);
 	if (!error)
 		error = mount_bpffs();
 	if (!error) {
@@ -466,8 +591,11 @@ int guard_load(const struct guard_config *config)
 			error = tag_running(guard);
 		if (error)
 			unpin_all();
+		else
+			count_kept(guard);
 	}
 	guard_bpf__destroy(guard);
+	opening_end(&opening);
 	return error;
 }
 

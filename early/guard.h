@@ -46,6 +46,10 @@ int guard_describe(const char *root, const char *owner, struct guard_config *con
  * tagged them. When it fails nothing of it stays. 0, or -errno with one line on standard error. */
 int guard_load(const struct guard_config *config);
 
+/* What the kernel says its maps and programs take, in bytes, as they were loaded; 0 unless this process did it. What it
+ * keeps for each task and inode comes on top. The maps that decide are open to nobody later. */
+void guard_kept(unsigned long long *maps, unsigned long long *programs);
+
 /* Has the process (a name in /proc) a thread that is privileged, as docs/guard.md has it? */
 bool guard_is_privileged(const char *pid);
 

@@ -302,6 +302,7 @@ static int preflight(void)
 
 static int load(void)
 {
+	unsigned long long maps, programs;
 	struct guard_config config;
 	struct stat ours, first;
 
@@ -311,7 +312,11 @@ static int load(void)
 		fprintf(stderr, "guardctl: run this in the first mount namespace\n");
 		return 1;
 	}
-	return describe(&config) || guard_load(&config) ? 1 : show_status();
+	if (describe(&config) || guard_load(&config))
+		return 1;
+	guard_kept(&maps, &programs);
+	fprintf(stderr, "guardctl: the maps take %llu bytes, the programs %llu\n", maps, programs);
+	return show_status();
 }
 
 int main(int argc, char **argv)

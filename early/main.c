@@ -14,7 +14,8 @@
  *   5. /etc, /root and /var are put together as the state asks; the root is switched;
  *   6. where the intent says so, the guard is loaded and latched, and lockdown is raised
  *      (the rescue entry: in any case, and with factory settings, see rescue.h);
- *   7. boot/prepare from the sealed tree applies typed machine state, and Ignition at the first boot;
+ *   7. boot/prepare from the sealed tree applies typed machine state, and Ignition at the first boot (it is started
+ *      before 6 and waits for it, see prepare.h);
  *   8. systemd.
  * Nothing that the disk says is believed before the kernel has verified it. What fails ends the boot:
  * the boot loader is asked for another deployment, and boot counting leads away from this one.
@@ -28,7 +29,6 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "device_key.h"
@@ -44,6 +44,7 @@
 #include "modules.h"
 #include "notice.h"
 #include "owner.h"
+#include "prepare.h"
 #include "rescue.h"
 #include "revoked.h"
 #include "tpm.h"
@@ -52,7 +53,6 @@
 #define KEYCHAIN "/keychain"
 /* The command lines that were sealed with this initrd, one a line: the normal one, the rescue entry's. */
 #define SEALED_LINES "/cmdline"
-#define PREPARE "/usr/lib/freehold/prepare"
 #define RUN_STATE "/run/freehold"
 /* overlayfs features that would let a changed lower layer confuse the upper one stay off. */
 #define ETC_OPTIONS "redirect_dir=off,metacopy=off,index=off,xino=off"
@@ -166,6 +166,8 @@ static void mount_state(bool locked)
 	if (locked ? mount_at("roothome", NEWROOT "/var/roothome", "tmpfs", MS_NODEV | MS_NOSUID, "mode=700")
 		   : mount_at(DISK "/owner/roothome", NEWROOT "/var/roothome", NULL, MS_BIND, NULL))
 		die("root's home cannot be mounted");
+	if (locked && prepare_cover(NEWROOT))
+		die("what is not believed under the lock cannot be covered");
 }
 
 /* The release's number on the signed command line; 0 when it has none. */
@@ -249,24 +251,6 @@ static void latch(bool locked)
 		say("the guard cannot be latched: %s", strerror(-error));
 }
 
-static void prepare(void)
-{
-	static char *const environment[] = { "PATH=/usr/sbin:/usr/bin", "LANG=C.UTF-8", "HOME=/", NULL };
-	static char *const arguments[] = { PREPARE, NULL };
-	int status = 0;
-	pid_t child = fork();
-
-	if (child == 0) {
-		execve(PREPARE, arguments, environment);
-		say("%s: %s", PREPARE, strerror(errno));
-		_exit(127);
-	}
-	if (child < 0 || waitpid(child, &status, 0) != child)
-		die("boot preparation cannot be started");
-	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-		die("boot preparation failed (status %d): the machine as specified, or no machine", status);
-}
-
 int main(void)
 {
 	char digest[DIGEST_HEX + 2];
@@ -342,6 +326,10 @@ int main(void)
 	}
 	write_boot_record(&trust, &owner, &floored, digest, config, rescue);
 	switch_root();
+	struct preparation preparation;
+	bool prepared = owner.first_boot || fresh;
+	if (prepared)
+		prepare_start(&preparation);
 	/* An open machine pays nothing for it: `freehold lock` loads it when it is asked for. */
 	if (locked || audit) {
 		error = guard_load(&guard);
@@ -349,8 +337,8 @@ int main(void)
 			die("the guard cannot be loaded (%s) and the owner asked for it", strerror(-error));
 		latch(locked);
 	}
-	if (owner.first_boot || fresh)
-		prepare();
+	if (prepared)
+		prepare_finish(&preparation);
 	fallback_done(RUN_STATE);
 	execl("/usr/lib/systemd/systemd", "/sbin/init", NULL);
 	die("systemd cannot be started: %s", strerror(errno));

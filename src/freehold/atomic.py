@@ -6,28 +6,30 @@ Order: temporary name in the same directory, data, fsync of the file, rename, fs
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 from freehold.errors import BusyError
+
+# Not `typing`'s: every locked boot waits for this module, see freehold.lock.machine.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
 
 TEMPORARY_PREFIX = ".tmp-"
 
 
-def fsync_directory(path: Path) -> None:
+def fsync_directory(path: str | Path) -> None:
     """Make the names in directory ``path`` durable."""
     _fsync(path, os.O_DIRECTORY)
 
 
-def flush(path: Path) -> None:
+def flush(path: str | Path) -> None:
     """Make the data of the file ``path`` durable."""
     _fsync(path, 0)
 
 
-def _fsync(path: Path, flags: int) -> None:
+def _fsync(path: str | Path, flags: int) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(fd)
@@ -35,10 +37,11 @@ def _fsync(path: Path, flags: int) -> None:
         os.close(fd)
 
 
-def write(path: Path, data: bytes | str, *, mode: int = 0o644, group: int | None = None) -> None:
+def write(path: str | Path, data: bytes | str, *, mode: int = 0o644, group: int | None = None) -> None:
     """Replace ``path`` by ``data`` atomically and durably. ``mode`` is exact (no umask); ``group`` a gid."""
     content = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, f"{TEMPORARY_PREFIX}{name}-{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as sink:
@@ -48,12 +51,14 @@ def write(path: Path, data: bytes | str, *, mode: int = 0o644, group: int | None
                 os.fchown(sink.fileno(), -1, group)
             os.fchmod(sink.fileno(), mode)
             os.fsync(sink.fileno())
-        temporary.rename(path)
+        os.rename(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass  # What went wrong before counts.
         raise
-    fsync_directory(path.parent)
+    fsync_directory(directory or ".")
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -68,19 +73,30 @@ def publish(temporary: Path, path: Path) -> None:
     fsync_directory(path.parent)
 
 
-@contextlib.contextmanager
-def exclusive(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+class exclusive:  # noqa: N801 (used like a function)
     """Hold the lock file ``path`` while the block runs; :class:`BusyError` when somebody has it, unless we may ``wait``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+
+    def __init__(self, path: Path, what: str, *, wait: bool = False) -> None:
+        self.path, self.what, self.wait = path, what, wait
+        self.fd = -1
+
+    def __enter__(self) -> None:
+        import fcntl
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(fd, fcntl.LOCK_EX if self.wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {os.getpid()}".encode(), 0)
+        except BlockingIOError:
             holder = os.pread(fd, 64, 0).decode(errors="replace").strip() or "another process"
-            raise BusyError(f"{what} is in use by {holder}", hint="wait for it to finish, then try again") from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()}".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
+            os.close(fd)
+            raise BusyError(f"{self.what} is in use by {holder}", hint="wait for it to finish, then try again") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        self.fd = fd
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self.fd)

@@ -8,7 +8,10 @@ as one (its traceback under ``--debug``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+# Not `typing`'s: every locked boot waits for this module, see freehold.lock.machine.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EXIT_DONE = 0
 EXIT_FAILED = 1

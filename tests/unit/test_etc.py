@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from freehold import run
-from freehold.boot import prepare, provision
+from freehold.boot import covers, linger, prepare, provision
 from freehold.errors import FreeholdError
 from freehold.lock import etc
 from freehold.lock.drift import ADDED, CHANGED, REMOVED, Change, drift
@@ -147,11 +147,11 @@ def test_links_of_root_do_not_aim_the_mounts(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(run, "run", lambda argv: mounts.append(str(argv[-1])))
     listing, var = tmp_path / "list", tmp_path / "var"
     listing.write_text("# comment\n\n/var/spool/cron\n/var/lib/at\n/var/lib/none\n")
-    monkeypatch.setattr(prepare, "UNBELIEVED", listing)
+    monkeypatch.setattr(covers, "UNBELIEVED", listing)
     for name in ("spool/cron", "lib", "elsewhere"):
         (var / name).mkdir(parents=True)
     (var / "lib/at").symlink_to(var / "elsewhere")
-    prepare.cover_unbelieved(var)
+    covers.cover_unbelieved(var)
     assert mounts == [str(var / name) for name in ("spool/cron", "lib/at", "lib/none")]
     assert not (var / "lib/at").is_symlink()
     assert (var / "elsewhere").is_dir()
@@ -163,7 +163,6 @@ def covered(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     mounts: list[str] = []
     said: list[str] = []
     monkeypatch.setattr(run, "run", lambda argv: mounts.append(str(argv[-1])))
-    monkeypatch.setattr(prepare, "say", said.append)
     return mounts, said
 
 
@@ -175,7 +174,7 @@ def test_services_at_boot_are_ordinary_users_only(tmp_path: Path, covered: tuple
         (marks / name).touch()
     (marks / "bob").symlink_to("/etc/passwd")
     (marks / "directory").mkdir()
-    prepare.settle_linger(tmp_path, {"alice", "bob"})
+    linger.settle(tmp_path, {"alice", "bob"}, covered[1].append)
     assert sorted(path.name for path in marks.iterdir()) == ["alice", "bob", "directory"]
     assert covered[0] == []
     assert len(covered[1]) == 4
@@ -187,7 +186,7 @@ def test_no_services_at_boot_in_a_rescue(tmp_path: Path, covered: tuple[list[str
     marks = tmp_path / "lib/systemd/linger"
     marks.mkdir(parents=True)
     (marks / "alice").touch()
-    prepare.settle_linger(tmp_path, None)
+    linger.settle(tmp_path, None, covered[1].append)
     assert covered == ([str(marks)], [])
     assert (marks / "alice").exists()
 
@@ -199,11 +198,11 @@ def test_a_mark_that_cannot_be_removed_stops_no_boot(
     marks.mkdir(parents=True)
     (marks / "root").touch()
 
-    def immutable(_path: Path) -> None:
+    def immutable(_path: str) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(Path, "unlink", immutable)
-    prepare.settle_linger(tmp_path, {"alice"})
+    monkeypatch.setattr(os, "unlink", immutable)
+    linger.settle(tmp_path, {"alice"}, covered[1].append)
     assert covered[0] == [str(marks)]
 
 
@@ -212,7 +211,7 @@ def test_a_link_of_roots_in_the_place_of_the_marks(tmp_path: Path, covered: tupl
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/root").touch()
     (tmp_path / "lib/systemd/linger").symlink_to(tmp_path / "elsewhere")
-    prepare.settle_linger(tmp_path, {"alice"})
+    linger.settle(tmp_path, {"alice"}, covered[1].append)
     assert list((tmp_path / "lib/systemd/linger").iterdir()) == []
     assert not (tmp_path / "lib/systemd/linger").is_symlink()
     assert (tmp_path / "elsewhere/root").exists()

@@ -4,18 +4,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold.boot import machine_files
 from freehold.errors import InputError
 from freehold.lock import machine
-from freehold.lock.machine import Account, AccountFiles, HostKey, MachineState
+from freehold.lock.machine import Account, AccountFiles, HostKey, MachineState, Record
 
+R = TypeVar("R", bound=Record)
 ANNA = Account("anna", 1000, 1000, "Anna", "/home/anna", "/bin/bash", "$y$j9T$abcdefghijk$lmnopqrstuv", 100_000)
 PRIVATE = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "QUJD\n" * 3 + "-----END OPENSSH PRIVATE KEY-----\n"
 KEY = HostKey("ed25519", PRIVATE, "ssh-ed25519 " + "A" * 40 + " root@here\n")
@@ -24,6 +29,13 @@ BASE = AccountFiles(
     "root:x:0:0:root:/root:/bin/bash\nsshd:x:990:65534::/run/sshd:/usr/sbin/nologin\n",
     "root:x:0:\nsudo:x:27:\nshadow:x:42:\n", "root:*:1::::::\n", "root:*::\n", "", "",
 )  # fmt: skip
+
+
+
+def replace(record: R, **change: object) -> R:
+    """A copy with other values."""
+    return type(record)(**{**record.values(), **change})
+
 
 odd = st.text(st.sampled_from("a0_-:\n\r\0/.$!* é\x85\u2028"), max_size=12)
 numbers = st.integers(-5, 70_000) | st.sampled_from([0, 999, 1000, 59_999, 60_000, 65_534, 1 << 32, 1 << 64])
@@ -42,7 +54,7 @@ def test_nothing_that_is_believed_has_power(accounts: list[Account], hostname: s
     state, dropped = machine.check(MachineState(hostname, (), tuple(accounts)))
     assert len(state.accounts) + sum(line.startswith("account") for line in dropped) == len(accounts)
     files = machine.render(BASE, state.accounts)
-    for name in asdict(BASE):
+    for name in BASE.values():
         base, text = getattr(BASE, name), getattr(files, name)
         assert text.startswith(base)
         for line in text[len(base):].split("\n")[:-1]:
@@ -80,7 +92,7 @@ def test_a_good_state_survives_whole() -> None:
     {"subid": 1}, {"subid": -1},
 ])  # fmt: skip
 def test_one_fault_drops_the_account(change: dict[str, object]) -> None:
-    state, dropped = machine.check(MachineState("", (), (replace(ANNA, **change),)))  # type: ignore[arg-type]
+    state, dropped = machine.check(MachineState("", (), (replace(ANNA, **change),)))
     assert state.accounts == ()
     assert len(dropped) == 1
 
@@ -109,8 +121,8 @@ def test_host_keys_are_keys(change: dict[str, str]) -> None:
     b'{"format": "freehold-machine-1", "hostname": 1, "host_keys": [], "accounts": []}',
     b'{"format": "freehold-machine-1", "hostname": "", "host_keys": {}, "accounts": [1]}',
     b'{"format": "freehold-machine-1", "hostname": "", "host_keys": [null], "accounts": []}',
-    json.dumps({"format": machine.FORMAT, "hostname": "", "host_keys": [], "accounts": [{**asdict(ANNA), "uid": True}]}).encode(),
-    json.dumps({"format": machine.FORMAT, "hostname": "", "host_keys": [], "accounts": [{**asdict(ANNA), "uid": 1e3}]}).encode(),
+    json.dumps({"format": machine.FORMAT, "hostname": "", "host_keys": [], "accounts": [ANNA.values() | {"uid": True}]}).encode(),
+    json.dumps({"format": machine.FORMAT, "hostname": "", "host_keys": [], "accounts": [ANNA.values() | {"uid": 1e3}]}).encode(),
     b" " * (machine.MAX_BYTES + 1),
 ])  # fmt: skip
 def test_hostile_files_are_refused(data: bytes) -> None:
@@ -218,3 +230,87 @@ def test_who_is_an_ordinary_user() -> None:
         "b:x:\u0661000:1::/home/b:/bin/sh\n"
     )
     assert machine.ordinary(text) == {"alice", "last"}
+
+
+#: What a value must match as a whole: the same as :mod:`freehold.lock.machine` asks of it without ``re``.
+SPECIFIED = (
+    (machine.is_host_name, r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", "aZ0.-_\n é"),
+    (machine.is_name, r"[a-z_][a-z0-9_-]{0,30}", "a_0-A\n."),
+    (machine.is_gecos, r"[^:\n\r\0\ud800-\udfff]{0,200}", "a:\n\r\0\ud800\udfff\ue000\u2028"),
+    (machine.is_home, r"/(?:var/)?home/[a-z_][a-z0-9_-]{0,30}", "/varhome_-0.\n"),
+    (machine.is_hash, r"!{0,2}\*?|!?\$[A-Za-z0-9]{1,8}\$[A-Za-z0-9./,=$+-]{10,300}", "!*$ay.,:\n"),
+    (
+        machine.is_private_key,
+        "-----BEGIN OPENSSH PRIVATE KEY-----\n(?:[A-Za-z0-9+/=]{1,80}\n){2,200}-----END OPENSSH PRIVATE KEY-----\n", "Aa+=\n-",
+    ),
+    (
+        machine.is_public_key, r"(?:ssh|ecdsa)-[a-z0-9-]{2,40} [A-Za-z0-9+/=]{20,2000}(?: [A-Za-z0-9@._-]{0,200})?\n",
+        "shecda- A+=@.\n",
+    ),
+    (machine.is_decimal, r"[0-9]{1,10}", "019\u0663\n-"),
+)  # fmt: skip
+
+@pytest.mark.parametrize(("accepts", "pattern", "letters"), SPECIFIED)
+def test_a_value_is_what_its_pattern_says(accepts: Callable[[str], bool], pattern: str, letters: str) -> None:
+    seen = set()
+
+    @given(st.from_regex(re.compile(pattern), fullmatch=True), st.integers(0, 400), st.integers(0, 2), st.sampled_from(letters))
+    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def compare(good: str, at: int, gone: int, new: str) -> None:
+        for text in (good, good[:at] + new + good[at + gone:], good[:at] + good[at + gone:], new * at):
+            wanted = re.fullmatch(pattern, text) is not None
+            seen.add(wanted)
+            assert accepts(text) is wanted, repr(text)
+
+    compare()
+    assert seen == {True, False}, "the texts were all of one kind"
+
+
+@pytest.mark.parametrize(
+    ("accepts", "text"),
+    [
+        (machine.is_host_name, "a" * 64), (machine.is_name, "a" * 31), (machine.is_gecos, "\u00fc" * 200),
+        (machine.is_home, "/var/home/" + "a" * 31), (machine.is_hash, "!$" + "a" * 8 + "$" + "." * 300),
+        (machine.is_private_key, machine.KEY_BEGINS + ("A" * 80 + "\n") * 200 + machine.KEY_ENDS),
+        (machine.is_public_key, "ecdsa-" + "a" * 40 + " " + "A" * 2000 + " " + "c" * 200 + "\n"),
+        (machine.is_public_key, "ssh-rsa " + "A" * 20 + " \n"), (machine.is_decimal, "9" * 10),
+        (machine.is_host_name, "a"), (machine.is_name, "_"), (machine.is_gecos, ""), (machine.is_home, "/home/a"),
+        (machine.is_hash, "$y$" + "." * 10), (machine.is_private_key, machine.KEY_BEGINS + "A\nB\n" + machine.KEY_ENDS),
+        (machine.is_public_key, "ssh-aa " + "A" * 20 + "\n"), (machine.is_decimal, "0"),
+    ],
+)  # fmt: skip
+def test_the_longest_and_the_shortest_are_taken(accepts: Callable[[str], bool], text: str) -> None:
+    assert accepts(text)
+    [pattern] = [re.compile(one) for check, one, _ in SPECIFIED if check is accepts]
+    assert pattern.fullmatch(text)
+    for at in range(0, len(text), max(1, len(text) // 150)):
+        for other in (text[:at] + text[at] + text[at:], text[:at] + text[at + 1:]):
+            assert accepts(other) is (pattern.fullmatch(other) is not None), at
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+
+
+@given(st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12))
+@settings(max_examples=200, deadline=None)
+def test_json_is_read_as_the_standard_library_reads_it(value: object) -> None:
+    text = json.dumps({"": value}).encode()
+    assert repr(machine.decode(b" \n" + text + b"\t")) == repr(json.loads(text))
+    for damaged in (text[:-1], text + b"x", text + text, b"[" + text + b"]"):
+        with pytest.raises(ValueError, match=r"object|Expecting|delimiter|Unterminated|escape|JSON"):
+            machine.decode(damaged)
+
+
+def test_a_locked_boot_imports_little() -> None:
+    """Emulated, what `re`, `json`, `dataclasses` and `pathlib` cost is a second of each locked boot."""
+    source = Path(machine.__file__).parents[2]
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import freehold.boot.prepare; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-ISBc", script, source], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "freehold.lock.machine" in loaded
+    assert {name for name in loaded if name.startswith("freehold.")} == {
+        "freehold.atomic", "freehold.boot", "freehold.boot.linger", "freehold.boot.machine_files", "freehold.boot.prepare",
+        "freehold.errors", "freehold.lock", "freehold.lock.covered", "freehold.lock.machine",
+    }  # fmt: skip
+    heavy = {"re", "json", "enum", "dataclasses", "typing", "pathlib", "contextlib", "collections", "subprocess", "hashlib"}
+    assert not loaded & heavy

@@ -15,19 +15,19 @@ from freehold.boot import prepare, provision
 @pytest.fixture
 def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "id").write_text("c" * 32 + "\n")
-    for name in ("etc", "factory"):
+    for name in ("etc", "factory", "var"):
         (tmp_path / name).mkdir()
-    (tmp_path / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:/bin/bash\n")
     for name, path in (
         ("ETC", "etc"),
         ("FACTORY", "factory"),
         ("STATE", "state"),
+        ("VAR", "var"),
         ("MACHINE_ID", "id"),
         ("BOOT_RECORD", "boot"),
     ):
         monkeypatch.setattr(prepare, name, tmp_path / path)
-    monkeypatch.setattr(prepare, "cover_unbelieved", lambda _var: None)
-    monkeypatch.setattr(prepare, "settle_linger", lambda _var, _ordinary: None)
+    monkeypatch.setattr(prepare, "wait", lambda: None)
     monkeypatch.setattr(provision, "STAMP", tmp_path / "provisioned")
     monkeypatch.setattr(provision, "DISK_FILE", tmp_path / "provision.ign")
     monkeypatch.setattr(provision, "FW_CFG", tmp_path / "fw")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from freehold.boot import machine_files, prepare, provision
+from freehold.boot import linger, machine_files, prepare, provision
 from freehold.build.disk import derived_uuid, partition_table
 from freehold.build.store import cache_directory
 from freehold.build.tools import Tools
@@ -159,7 +159,7 @@ def test_only_the_boot_loaders_own_word_counts(program: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("rescue", [False, True])
 def test_prepare_in_a_rescue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rescue: bool) -> None:
-    """Never provisioned, no account or host name of the machine's, job queues covered although the intent says open."""
+    """Never provisioned, no account or host name of the machine's."""
     record = {"intent": {"lock": "open", "state": "absent"}, "first_boot": True, "rescue": rescue}
     (tmp_path / "boot.json").write_text(json.dumps(record))
     (tmp_path / "id").write_text("f" * 32 + "\n")
@@ -173,9 +173,10 @@ def test_prepare_in_a_rescue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
     monkeypatch.setattr(prepare, "MACHINE_ID", tmp_path / "id")
     monkeypatch.setattr(prepare, "say", lambda text: None)
     monkeypatch.setattr(provision, "provision", provisioned)
-    monkeypatch.setattr(prepare, "cover_unbelieved", lambda path: done.append("covered"))
-    monkeypatch.setattr(prepare, "settle_linger", lambda path, ordinary: done.append(("linger", ordinary)))
+    monkeypatch.setattr(prepare, "wait", lambda: None)
+    monkeypatch.setattr(prepare, "ETC", tmp_path)
+    monkeypatch.setattr(linger, "settle", lambda var, ordinary, say: done.append(("linger", ordinary)))
     monkeypatch.setattr(machine_files, "load", lambda path: (MachineState(hostname="attic"), []))
     monkeypatch.setattr(machine_files, "apply", lambda state, *rest: done.append(state.hostname))
     assert prepare.main() == 0
-    assert done == (["", "covered", ("linger", None)] if rescue else ["attic", "provisioned"])
+    assert done == (["", ("linger", None)] if rescue else ["attic", "provisioned"])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from freehold import atomic
 from freehold.errors import InputError
@@ -11,27 +11,37 @@ from freehold.lock import machine
 from freehold.lock.covered import HOST_KEY_TYPES
 from freehold.lock.machine import AccountFiles, MachineState
 
+# Not `typing`'s: every locked boot waits for this module, see freehold.lock.machine.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
 STATE_FILE = "machine.json"
 #: (file, mode, group) of the account databases; shadow files are readable by group shadow.
 ACCOUNT_FILES = (("passwd", 0o644), ("group", 0o644), ("shadow", 0o640), ("gshadow", 0o640), ("subuid", 0o644), ("subgid", 0o644))
 
 
-def _text(path: Path) -> str:
+def _text(path: str) -> str:
     try:
-        return path.read_text(errors="replace")
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
     except FileNotFoundError:
         return ""
+
+
+def _key(etc: str | Path, kind: str) -> str:
+    return f"{etc}/ssh/ssh_host_{kind}_key"
 
 
 def collect(etc: Path) -> tuple[MachineState, list[str]]:
     """The typed state of the running ``etc``; (state, what cannot be kept)."""
     keys = {}
     for kind in HOST_KEY_TYPES:
-        private = etc / "ssh" / f"ssh_host_{kind}_key"
-        if private.is_file():
-            keys[kind] = (_text(private), _text(private.with_name(private.name + ".pub")))
+        private = _key(etc, kind)
+        if os.path.isfile(private):
+            keys[kind] = (_text(private), _text(f"{private}.pub"))
     return machine.collect(
-        _text(etc / "hostname"), _text(etc / "passwd"), _text(etc / "shadow"), _text(etc / "subuid"), keys
+        _text(f"{etc}/hostname"), _text(f"{etc}/passwd"), _text(f"{etc}/shadow"), _text(f"{etc}/subuid"), keys
     )
 
 
@@ -41,11 +51,10 @@ def save(state: MachineState, directory: Path) -> None:
     atomic.write(directory / STATE_FILE, machine.serialize(state), mode=0o600)
 
 
-def load(directory: Path) -> tuple[MachineState, list[str]]:
+def load(directory: str | Path) -> tuple[MachineState, list[str]]:
     """The stored state, checked; an unreadable one counts as none, with the reason in the second part."""
-    path = directory / STATE_FILE
     try:
-        with path.open("rb") as file:
+        with open(f"{directory}/{STATE_FILE}", "rb") as file:
             return machine.parse(file.read(machine.MAX_BYTES + 1))
     except FileNotFoundError:
         return MachineState(), []
@@ -53,20 +62,20 @@ def load(directory: Path) -> tuple[MachineState, list[str]]:
         return MachineState(), [str(error)]
 
 
-def apply(state: MachineState, machine_id: str, factory: Path, etc: Path) -> None:
+def apply(state: MachineState, machine_id: str, factory: str | Path, etc: str | Path) -> None:
     """Write ``state`` into ``etc``, accounts on top of ``factory``'s."""
-    atomic.write(etc / "machine-id", machine_id + "\n", mode=0o444)
+    atomic.write(f"{etc}/machine-id", machine_id + "\n", mode=0o444)
     if state.hostname:
-        atomic.write(etc / "hostname", state.hostname + "\n")
-    base = AccountFiles(**{name: _text(factory / name) for name, _ in ACCOUNT_FILES})
+        atomic.write(f"{etc}/hostname", state.hostname + "\n")
+    base = AccountFiles(**{name: _text(f"{factory}/{name}") for name, _ in ACCOUNT_FILES})
     rendered = machine.render(base, state.accounts)
     group = next((int(line.split(":")[2]) for line in base.group.splitlines() if line.startswith("shadow:")), 0)
     for name, mode in ACCOUNT_FILES:
         text = getattr(rendered, name)
         if text:
-            atomic.write(etc / name, text, mode=mode, group=group if mode == 0o640 else None)
+            atomic.write(f"{etc}/{name}", text, mode=mode, group=group if mode == 0o640 else None)
     for key in state.host_keys:
-        path = etc / "ssh" / f"ssh_host_{key.type}_key"
-        path.parent.mkdir(exist_ok=True)
+        path = _key(etc, key.type)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         atomic.write(path, key.private, mode=0o600)
-        atomic.write(path.with_name(path.name + ".pub"), key.public)
+        atomic.write(f"{path}.pub", key.public)

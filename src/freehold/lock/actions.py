@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from freehold import atomic, run
-from freehold.boot import machine_files, prepare
+from freehold.boot import covers, machine_files
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.files import read_bytes
 from freehold.keys.kernel import measure_verity
@@ -289,6 +289,6 @@ def renew_etc(config: str | None) -> None:
     run.run(["umount", fresh])
     fresh.rmdir()
     run.run(["mount", "-t", "tmpfs", "-o", "mode=700,nosuid,nodev", "roothome", "/var/roothome"])
-    prepare.cover_unbelieved(Path("/var"))
+    covers.cover_unbelieved(Path("/var"))
     run.run(["systemd-tmpfiles", "--create", "--prefix=/etc"], check=False)
     run.run(["systemctl", "daemon-reload"], check=False)

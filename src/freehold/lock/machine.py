@@ -8,16 +8,17 @@ write; so every value is checked here, each time it is read, and rendered into f
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TypeVar
+from _json import make_scanner
 
 from freehold.errors import InputError
 from freehold.lock.covered import HOST_KEY_TYPES
 
-T = TypeVar("T")
+# Every locked boot waits for this module, and each import counts there under emulation. So: no `re`, `json`, `dataclasses`,
+# `typing`, none of which the interpreter has at its start; the C half of `json` is built into it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
 FORMAT = "freehold-machine-1"
 MAX_BYTES = 1 << 20
@@ -29,69 +30,139 @@ FIRST_SUBID, LAST_SUBID = 100_000, 0xFFFF_FFFE
 SUBIDS = 65536
 SHELLS = ("/bin/bash", "/bin/sh", "/bin/dash", "/usr/bin/bash", "/usr/bin/sh", "/usr/sbin/nologin", "/sbin/nologin")
 
-HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
-NAME = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
-#: Half a character pair, which JSON can say and no file can hold, would end the boot's preparation.
-GECOS = re.compile(r"[^:\n\r\0\ud800-\udfff]{0,200}")
-HOME = re.compile(r"/(?:var/)?home/[a-z_][a-z0-9_-]{0,30}")
-#: crypt(5) hashes, or no password ("*", "!", "!*"). An empty field would mean no password is asked for.
-HASH = re.compile(r"!{0,2}\*?|!?\$[A-Za-z0-9]{1,8}\$[A-Za-z0-9./,=$+-]{10,300}")
-PRIVATE_KEY = re.compile(
-    r"-----BEGIN OPENSSH PRIVATE KEY-----\n(?:[A-Za-z0-9+/=]{1,80}\n){2,200}-----END OPENSSH PRIVATE KEY-----\n"
-)
-#: ``str.isdigit`` would take other scripts' digits, and ``int`` fails on some of them and on thousands of ours.
-DECIMAL = re.compile(r"[0-9]{1,10}")
-PUBLIC_KEY = re.compile(r"(?:ssh|ecdsa)-[a-z0-9-]{2,40} [A-Za-z0-9+/=]{20,2000}(?: [A-Za-z0-9@._-]{0,200})?\n")
+DIGITS = "0123456789"
+LOWER = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = LOWER + LOWER.upper() + DIGITS
+BASE64 = LETTERS + "+/="
+KEY_BEGINS, KEY_ENDS = "-----BEGIN OPENSSH PRIVATE KEY-----\n", "-----END OPENSSH PRIVATE KEY-----\n"
 
 
-@dataclass(frozen=True)
-class Account:
+def _only(text: str, letters: str, least: int, most: int) -> bool:
+    """Whether ``text`` is ``least`` to ``most`` of ``letters``."""
+    return least <= len(text) <= most and not text.strip(letters)
+
+
+def is_host_name(text: str) -> bool:
+    """Up to 64 letters, digits, points and dashes; a letter or a digit at both ends."""
+    return _only(text, LETTERS + ".-", 1, 64) and text[0] in LETTERS and text[-1] in LETTERS
+
+
+def is_name(text: str) -> bool:
+    """An account's name: up to 31 small letters, digits, ``_`` and ``-``, no digit or dash first."""
+    return _only(text, LOWER + DIGITS + "_-", 1, 31) and text[0] in LOWER + "_"
+
+
+def is_gecos(text: str) -> bool:
+    """A full name: up to 200 characters that end neither field nor line.
+
+    Half a character pair, which JSON can say and no file can hold, would end the boot's preparation.
+    """
+    return len(text) <= 200 and not any(char in ":\n\r\0" or "\ud800" <= char <= "\udfff" for char in text)
+
+
+def is_home(text: str) -> bool:
+    """A directory of its own in /home."""
+    prefix = "/var/home/" if text.startswith("/var") else "/home/"
+    return text.startswith(prefix) and is_name(text[len(prefix):])
+
+
+def is_hash(text: str) -> bool:
+    """A crypt(5) hash, or no password ("*", "!", "!*"); empty is neither for an account, see :func:`account_faults`."""
+    if text in ("", "!", "!!", "*", "!*", "!!*"):
+        return True
+    method, dollar, rest = text.removeprefix("!")[1:].partition("$")
+    crypt = text.removeprefix("!").startswith("$") and dollar == "$"
+    return crypt and _only(method, LETTERS, 1, 8) and _only(rest, LETTERS + "./,=$+-", 10, 300)
+
+
+def is_private_key(text: str) -> bool:
+    """An OpenSSH private key: 2 to 200 lines of base64 between its first and last line."""
+    if not (text.startswith(KEY_BEGINS) and text.endswith(KEY_ENDS)):
+        return False
+    *lines, rest = text[len(KEY_BEGINS):-len(KEY_ENDS)].split("\n")
+    return not rest and 2 <= len(lines) <= 200 and all(_only(line, BASE64, 1, 80) for line in lines)
+
+
+def is_public_key(text: str) -> bool:
+    """A line of an OpenSSH public key: type, base64, and perhaps a comment of one word."""
+    fields = text[:-1].split(" ")
+    if not text.endswith("\n") or len(fields) not in (2, 3):
+        return False
+    family = "ecdsa-" if fields[0].startswith("ecdsa-") else "ssh-"
+    kind = fields[0].startswith(family) and _only(fields[0][len(family):], LOWER + DIGITS + "-", 2, 40)
+    return kind and _only(fields[1], BASE64, 20, 2000) and _only("".join(fields[2:]), LETTERS + "@._-", 0, 200)
+
+
+def is_decimal(text: str) -> bool:
+    """``str.isdigit`` would take other scripts' digits, and ``int`` fails on some of them and on thousands of ours."""
+    return _only(text, DIGITS, 1, 10)
+
+
+class Record:
+    """Named values: compared, printed and listed by their names, in the order of ``__slots__``."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def values(self) -> dict[str, object]:
+        """Name → value; records inside as they are."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and isinstance(other, Record) and self.values() == other.values()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.values().values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.values().items())})"
+
+
+class Account(Record):
     """An unprivileged account: no system range, no groups but its own."""
 
-    name: str
-    uid: int
-    gid: int
-    gecos: str
-    home: str
-    shell: str
-    hash: str
-    subid: int
+    __slots__ = ("gecos", "gid", "hash", "home", "name", "shell", "subid", "uid")
+
+    def __init__(self, name: str, uid: int, gid: int, gecos: str, home: str, shell: str, hash: str, subid: int) -> None:
+        self.name, self.uid, self.gid, self.gecos = name, uid, gid, gecos
+        self.home, self.shell, self.hash, self.subid = home, shell, hash, subid
 
 
-@dataclass(frozen=True)
-class HostKey:
+class HostKey(Record):
     """An ssh host key pair in OpenSSH's own format."""
 
-    type: str
-    private: str
-    public: str
+    __slots__ = ("private", "public", "type")
+
+    def __init__(self, type: str, private: str, public: str) -> None:
+        self.type, self.private, self.public = type, private, public
 
 
-@dataclass(frozen=True)
-class MachineState:
+class MachineState(Record):
     """All of it. ``hostname`` empty: the image's."""
 
-    hostname: str = ""
-    host_keys: tuple[HostKey, ...] = ()
-    accounts: tuple[Account, ...] = ()
+    __slots__ = ("accounts", "host_keys", "hostname")
+
+    def __init__(
+        self, hostname: str = "", host_keys: tuple[HostKey, ...] = (), accounts: tuple[Account, ...] = ()
+    ) -> None:
+        self.hostname, self.host_keys, self.accounts = hostname, host_keys, accounts
 
 
 def account_faults(account: Account) -> list[str]:
     """What keeps this account from being an ordinary one."""
     faults = []
-    if not NAME.fullmatch(account.name):
+    if not is_name(account.name):
         faults.append("its name")
     if not FIRST_UID <= account.uid <= LAST_UID:
         faults.append(f"uid {account.uid} is the system's")
     if not FIRST_UID <= account.gid <= LAST_UID:
         faults.append(f"gid {account.gid} is the system's")
-    if not GECOS.fullmatch(account.gecos):
+    if not is_gecos(account.gecos):
         faults.append("its full name")
-    if not HOME.fullmatch(account.home):
+    if not is_home(account.home):
         faults.append("its home is not below /home")
     if account.shell not in SHELLS:
         faults.append(f"shell {account.shell}")
-    if not account.hash or not HASH.fullmatch(account.hash):
+    if not account.hash or not is_hash(account.hash):
         faults.append("its password field")
     if account.subid and not FIRST_SUBID <= account.subid <= LAST_SUBID - SUBIDS:
         faults.append("its subordinate ids")
@@ -102,12 +173,12 @@ def check(state: MachineState) -> tuple[MachineState, list[str]]:
     """The believable part of ``state``, and a line for everything that was left out."""
     dropped: list[str] = []
     hostname = state.hostname
-    if hostname and not HOST_NAME.fullmatch(hostname):
+    if hostname and not is_host_name(hostname):
         dropped.append("host name: not a host name")
         hostname = ""
     keys: dict[str, HostKey] = {}
     for key in state.host_keys:
-        good = key.type in HOST_KEY_TYPES and PRIVATE_KEY.fullmatch(key.private) and PUBLIC_KEY.fullmatch(key.public)
+        good = key.type in HOST_KEY_TYPES and is_private_key(key.private) and is_public_key(key.public)
         if good and key.type not in keys:
             keys[key.type] = key
         else:
@@ -140,7 +211,33 @@ def check(state: MachineState) -> tuple[MachineState, list[str]]:
 
 def serialize(state: MachineState) -> str:
     """The state as JSON."""
-    return json.dumps({"format": FORMAT, **asdict(state)}, indent=1, sort_keys=True) + "\n"
+    import json
+
+    value = {
+        "format": FORMAT, "hostname": state.hostname, "host_keys": [key.values() for key in state.host_keys],
+        "accounts": [account.values() for account in state.accounts],
+    }  # fmt: skip
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+class _Decoder:
+    """What the scanner of ``json`` asks for: JSON as ``json.loads`` takes it, by default."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float, parse_int, parse_constant = float, int, float
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The object that JSON text in UTF-8 is. Raises :class:`ValueError` or :class:`RecursionError` for anything else."""
+    text = data.decode().strip(" \t\n\r")
+    try:
+        value, end = make_scanner(_Decoder)(text, 0)  # type: ignore[arg-type]  # it takes what has these names
+    except StopIteration:
+        raise ValueError("no JSON") from None
+    if end != len(text) or type(value) is not dict:
+        raise ValueError("not one object")
+    return value
 
 
 def parse(data: bytes) -> tuple[MachineState, list[str]]:
@@ -151,35 +248,50 @@ def parse(data: bytes) -> tuple[MachineState, list[str]]:
     if len(data) > MAX_BYTES:
         raise InputError("the machine state is too large")
     try:
-        value = json.loads(data)
+        value = decode(data)
         if value["format"] != FORMAT:
             raise InputError("the machine state has another format")
         state = MachineState(
-            _typed(value["hostname"], str),
-            tuple(HostKey(*(_typed(key[name], str) for name in ("type", "private", "public"))) for key in value["host_keys"]),
-            tuple(_account(item) for item in value["accounts"]),
+            _text(value, "hostname"),
+            tuple(HostKey(*(_text(key, name) for name in ("type", "private", "public"))) for key in _list(value, "host_keys")),
+            tuple(_account(item) for item in _list(value, "accounts")),
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"the machine state cannot be read: {type(error).__name__}") from None
     return check(state)
 
 
-def _typed(value: object, kind: type[T]) -> T:
-    if type(value) is not kind:
+def _mapping(value: object) -> dict[str, object]:
+    if type(value) is not dict:
+        raise TypeError
+    return value
+
+
+def _list(item: Mapping[str, object], name: str) -> list[dict[str, object]]:
+    value = item[name]
+    if type(value) is not list:
+        raise TypeError
+    return [_mapping(one) for one in value]
+
+
+def _text(item: Mapping[str, object], name: str) -> str:
+    value = item[name]
+    if type(value) is not str:
+        raise TypeError
+    return value
+
+
+def _number(item: Mapping[str, object], name: str) -> int:
+    value = item[name]
+    if type(value) is not int:
         raise TypeError
     return value
 
 
 def _account(item: Mapping[str, object]) -> Account:
-    def text(name: str) -> str:
-        return _typed(item[name], str)
-
-    def number(name: str) -> int:
-        return _typed(item[name], int)
-
     return Account(
-        name=text("name"), uid=number("uid"), gid=number("gid"), gecos=text("gecos"), home=text("home"),
-        shell=text("shell"), hash=text("hash"), subid=number("subid"),
+        name=_text(item, "name"), uid=_number(item, "uid"), gid=_number(item, "gid"), gecos=_text(item, "gecos"),
+        home=_text(item, "home"), shell=_text(item, "shell"), hash=_text(item, "hash"), subid=_number(item, "subid"),
     )  # fmt: skip
 
 
@@ -188,11 +300,11 @@ def collect(
 ) -> tuple[MachineState, list[str]]:
     """The machine state that the text of a running /etc holds; (state, what cannot be kept)."""
     hashes = {fields[0]: fields[1] for fields in _table(shadow, 2)}
-    ranges = {fields[0]: int(fields[1]) for fields in _table(subuid, 3) if DECIMAL.fullmatch(fields[1])}
+    ranges = {fields[0]: int(fields[1]) for fields in _table(subuid, 3) if is_decimal(fields[1])}
     accounts = []
     for fields in _table(passwd, 7):
         name, _, uid, gid, gecos, home, shell = fields[:7]
-        if DECIMAL.fullmatch(uid) and DECIMAL.fullmatch(gid) and FIRST_UID <= int(uid) <= LAST_UID:
+        if is_decimal(uid) and is_decimal(gid) and FIRST_UID <= int(uid) <= LAST_UID:
             accounts.append(
                 Account(name, int(uid), int(gid), gecos, home, shell, hashes.get(name, "!"), ranges.get(name, 0))
             )
@@ -215,20 +327,18 @@ def ordinary(passwd: str) -> frozenset[str]:
         first.setdefault(fields[0], fields[2])
     return frozenset(
         name for name, uid in first.items()
-        if NAME.fullmatch(name) and DECIMAL.fullmatch(uid) and FIRST_UID <= int(uid) <= LAST_UID
+        if is_name(name) and is_decimal(uid) and FIRST_UID <= int(uid) <= LAST_UID
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class AccountFiles:
+class AccountFiles(Record):
     """The account databases as text."""
 
-    passwd: str
-    group: str
-    shadow: str
-    gshadow: str
-    subuid: str
-    subgid: str
+    __slots__ = ("group", "gshadow", "passwd", "shadow", "subgid", "subuid")
+
+    def __init__(self, passwd: str, group: str, shadow: str, gshadow: str, subuid: str, subgid: str) -> None:
+        self.passwd, self.group, self.shadow = passwd, group, shadow
+        self.gshadow, self.subuid, self.subgid = gshadow, subuid, subgid
 
 
 def render(base: AccountFiles, accounts: Iterable[Account]) -> AccountFiles:
