@@ -102,7 +102,8 @@ def fuzz(target: Target, work: Path, seconds: float, command: Sequence[run.Argum
     corpus, current = work / "corpus", work / "current"
     prepare(target, corpus)
     command = command_of(target, work) if command is None else command
-    state = State(work, target.digest())
+    digest = target.digest()
+    state = State(work, digest)
     # Whatever is kept runs once in any case, so that an old finding that is back is seen.
     done = run.run([*command, corpus, current], env=ENVIRONMENT, check=False)
     findings = [finding(done, current, work / "findings")] if done.status else []
@@ -116,7 +117,7 @@ def fuzz(target: Target, work: Path, seconds: float, command: Sequence[run.Argum
             state.add(json.loads(done.text.splitlines()[-1]))
     return {
         "schema": SCHEMA, "target": target.name, "what": target.what, "engine": ENGINES[target.engine],
-        "source": target.digest(), **state.fields, "findings": findings,
+        "source": digest, **state.fields, "findings": findings,
         "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine(),
     }  # fmt: skip
 

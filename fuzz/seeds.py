@@ -189,7 +189,8 @@ def documents() -> list[bytes]:
     attestation = document.Attestation(bytes(32), b"k", b"q", b"s", (bytes(32),) * len(document.PCRS), b"{}")
     identity = document.Identity(
         MACHINE, 1, b"k", (document.Endorsement("rsa", b"p", None),),
-        dict.fromkeys(document.FIRMWARE_PCRS, bytes(32)), (bytes(32),), dict.fromkeys(document.VARIABLES, bytes(32)), {"owner-me.der": CERTIFICATE}, True,
+        dict.fromkeys(document.FIRMWARE_PCRS, bytes(32)), (bytes(32),),
+        dict.fromkeys(document.VARIABLES, bytes(32)), {"owner-me.der": CERTIFICATE}, True,
     )  # fmt: skip
     key = device.KeyFile("tpm2", MACHINE, b"public", b"secret", b"sealed", (HEX,))
     entry = "freehold-1.0-0123456789abcdef+3-1.efi\nfreehold-1.1-fedcba9876543210.efi\nfreehold-rescue-1.0-0123456789abcdef.efi\n"
