@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Target: documents and binary formats from mirrors, firmware, other machines and programs: manifests, parts, DER, PKCS#7,
 EFI programs and lists, logs of measurements, attestations, device keys' files, boot entries, records of refusals, Ignition's
-configurations.
+configurations, requests to commit, policies for PCRs, listings of media, the update server's address.
 
 A reader refuses by the errors that its documentation names, and by no other. What has one spelling is written again and compared.
 """
@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from freehold.attest import document, measured, userlog
 from freehold.attest import tpm as quotes
 from freehold.boot import provision
-from freehold.device import loader
+from freehold.device import loader, sysroot
 from freehold.errors import InputError
-from freehold.keys import dbx, der, device, efi, eventlog, pe, pkcs7, wire
-from freehold.lock import denials
+from freehold.keys import dbx, der, device, efi, eventlog, pcr, pe, pkcs7, wire
+from freehold.lock import denials, etc_request
+from freehold.rescue import media
 from freehold.update import manifest, parts
 from fuzz.engine import must
 
@@ -26,7 +28,7 @@ WORDS = (
     b"freehold-manifest", b'"format":', b"freehold-", b"-rescue-", b"+3-1", b".efi", b"0123456789abcdef", b"MZ",
     b"PE\0\0", b".cmdline\0", b".profile\0", b".linux\0\0", b"Spec ID Event03\0", b"\x1e", b"sha256", b"\x30\x82",
     b"\x81", b"\x82\0", b"\xa0\x03", b"\x31\x00", b"1.0~rc1", b"null", b"\\u0000", b"\\ud800", b"-1", b"1e400",
-    b"9" * 400, b"enable x.service\n", b"exec", b"{path}", b" / / ",
+    b"9" * 400, b"enable x.service\n", b"exec", b"{path}", b" / / ", b"http://[", b"freehold-etc 1\n",
 )  # fmt: skip
 KNOWN = bytes(range(256)) * 8
 
@@ -174,7 +176,7 @@ def _names(data: bytes) -> object:
         if entry is not None:
             entries.append(entry)
     order = loader.order(entries)
-    must(sorted(order) == sorted(entries) and loader.order(order[::-1])[:1] == order[:1], "the order is one")
+    must(sorted(map(repr, order)) == sorted(map(repr, entries)), "an order leaves nothing out")
     return len(entries)
 
 
@@ -198,6 +200,31 @@ def _ignition(data: bytes) -> object:
     return len(found), len(provision.preset_units(data.decode(errors="replace"))) > 0
 
 
+def _commit(data: bytes) -> object:
+    text, carried = etc_request.split(data)
+    must(etc_request.pack(text, carried) == data if carried else text == data, "a request to commit has one spelling")
+    return carried is None
+
+
+def _policies(data: bytes) -> object:
+    found = pcr.parse(data)
+    must(pcr.parse(pcr.serialize(found)) == found, "what is written reads the same")
+    return len(found)
+
+
+def _media(data: bytes) -> object:
+    found = media.parse(data)
+    must(all(one.device.startswith("/dev/") and ".." not in one.device for one in found), "a medium is a device")
+    return len(found)
+
+
+def _config(data: bytes) -> object:
+    found = sysroot.parse_update_config(data, Path("update.toml"))
+    must(found.url.startswith(("http://", "https://")) and found.url.isprintable(), "an address is one")
+    must("/" not in found.stream, "a stream is a word")
+    return True
+
+
 class Reader(NamedTuple):
     """A reader, and how it refuses."""
 
@@ -213,6 +240,7 @@ READERS = (
     Reader(_identity, InputError), Reader(_quote, ValueError), Reader(_public, ValueError), Reader(_device, ValueError),
     Reader(_facts, ValueError), Reader(_object, ValueError), Reader(_names, InputError), Reader(_refusals, ValueError),
     Reader(_places, InputError), Reader(_ignition, InputError),
+    Reader(_commit, InputError), Reader(_policies, ValueError), Reader(_media, InputError), Reader(_config, InputError),
 )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from freehold.attest import document
 from freehold.device import strict
-from freehold.keys import device, efi, eventlog, formats, verity
+from freehold.keys import device, efi, eventlog, formats, pcr, verity
 from freehold.keys.der import EXPLICIT_0, INTEGER, OBJECT_ID, OCTETS, SEQUENCE, SET, wrap
-from freehold.lock import intent, requests
+from freehold.lock import etc_request, intent, requests
 from freehold.lock import machine as state_machine
 from freehold.lock.intent import Intent
 from freehold.lock.machine import Account, HostKey, MachineState
@@ -194,6 +194,7 @@ def documents() -> list[bytes]:
     )  # fmt: skip
     key = device.KeyFile("tpm2", MACHINE, b"public", b"secret", b"sealed", (HEX,))
     entry = "freehold-1.0-0123456789abcdef+3-1.efi\nfreehold-1.1-fedcba9876543210.efi\nfreehold-rescue-1.0-0123456789abcdef.efi\n"
+    listing = b'{"blockdevices": [{"path": "/dev/sdb1", "fstype": "vfat", "partlabel": "x", "label": "", "mountpoints": [null]}]}'
     ignition = b'{"ignition": {"version": "3.4.0"}, "storage": {"disks": [{}]}, "kernelArguments": {}}'
     return [
         *chosen(0, manifest.serialize_manifest(release), manifest.serialize_manifest(derived)),
@@ -211,6 +212,9 @@ def documents() -> list[bytes]:
         *chosen(22, entry.encode()), *chosen(23, json.dumps([denial]).encode()),
         *chosen(24, b"/x/y\n25 1 8:1 / / rw - ext4 /dev/sda1 rw\n26 25 8:1 /x /mnt\\040a rw\n"),
         *chosen(25, ignition, b"enable a.service\ndisable b.timer\n"),
+        *chosen(26, etc_request.pack(intent.serialize(PLAIN), etc_request.Carried("commit", b"image", b"before", b"standing"))),
+        *chosen(27, pcr.serialize([pcr.Policy((7, 11), bytes(32), bytes(32), b"signature")])), *chosen(28, listing),
+        *chosen(29, b'[update]\nurl = "https://updates.example.org/x"\nstream = "stable"\n'),
     ]  # fmt: skip
 
 

@@ -83,7 +83,8 @@ TARGETS = (
     _python(
         "documents", "manifests, keys, certificates, EFI programs and lists, logs, boot entries, attestations",
         "update/manifest update/parts keys/der keys/wire keys/pkcs7 keys/pe keys/efi keys/dbx keys/eventlog keys/device "
-        "attest/userlog attest/measured attest/document device/loader lock/denials boot/provision",
+        "keys/pcr attest/userlog attest/measured attest/document attest/tpm device/loader device/sysroot lock/denials "
+        "lock/etc_request rescue/media boot/provision",
     ),
 )  # fmt: skip
 BY_NAME = {target.name: target for target in TARGETS}

@@ -62,19 +62,17 @@ def planted(source: str, before: str, after: str, tmp_path: Path) -> dict[Path, 
     ("name", "source", "before", "after", "said"),
     [
         ("policy", "intent.c", "key < 0 || *seen & 1u << key ||", "key < 0 ||", "no key has two"),
-        ("firmware", "signatures.c", "header > list - LIST_HEAD || ", "", "broken|AddressSanitizer"),
         ("refusals", "refusals.c", "byte < 0x20 || byte > 0x7e", "byte < 0x0a || byte > 0x7e", "printable"),
-        ("records", "memory.c", ".lock = REMEMBERED_LOCKED };", ".lock = REMEMBERED_OPEN };", "does not say open"),
     ],
 )  # fmt: skip
 def test_a_bug_in_a_parser_in_c_is_found(name: str, source: str, before: str, after: str, said: str, tmp_path: Path) -> None:
     target = BY_NAME[name]
     command = native.build(target, tmp_path / "built", instead=planted(source, before, after, tmp_path))
-    result = fuzz(target, tmp_path / "work", 30.0, command)
+    result = fuzz(target, tmp_path / "work", 120.0, command)
     findings = result["findings"]
     assert isinstance(findings, list)
     assert len(findings) == 1
-    assert any(word in findings[0]["said"] for word in said.split("|")), findings
+    assert said in findings[0]["said"]
     # The input that is kept does it again.
     held = tmp_path / "again"
     held.mkdir()
@@ -92,7 +90,7 @@ def session(module: object, target: str, tmp_path: Path) -> Session:
 
 def search(one: Session) -> None:
     one.load()
-    one.search(30.0, random.Random(1))  # noqa: S311 (test data)
+    one.search(600.0, random.Random(1))  # noqa: S311 (test data)
     one.end()
 
 
