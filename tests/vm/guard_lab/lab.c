@@ -396,7 +396,7 @@ static int add_key_and_sign(void)
 static void races_only(int tries)
 {
 	race_begin();
-	race_all(tries < 80 ? 20 : tries / 4);
+	race_all(tries);
 	guardctl("latch", "locked");
 	phase = GUARD_LOCKED;
 	race_all(tries);
