@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-# Thin targets; the programs behind them are `freehold`, pytest, and the packages demo/, bench/ and attack/.
+# Thin targets; the programs behind them are `freehold`, pytest, and the packages demo/, bench/, attack/ and fuzz/.
 # The C programs have a makefile of their own, Makefile.c, which runs in the tools tree.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGUMENTS ?=
 ATTACK_ARGUMENTS ?=
+FUZZ_ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help prepare test test-unit campaign demo bench attack clean
+.PHONY: help prepare test test-unit campaign demo bench attack fuzz clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,6 +37,9 @@ bench: prepare ## measure beside the peers; results in bench/results/
 
 attack: prepare ## what root plants on a locked machine, then what is changed from outside; how each ended
 	@$(BIN)/python -m attack $(or $(strip $(ATTACK_ARGUMENTS)),all)
+
+fuzz: prepare ## fuzz every parser of foreign input, ten minutes each; goes on where it was interrupted
+	@$(BIN)/python -m fuzz $(FUZZ_ARGUMENTS)
 
 clean: ## remove what builds and tests left here; caches and the store outside stay
 	rm -rf $(VENV) build-output .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

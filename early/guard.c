@@ -430,7 +430,8 @@ static int read_disk(const char *path, struct guard_disk *disk)
 
 	if (file)
 		fclose(file);
-	return count == 2 ? 0 : -ENODEV;
+	/* Major 0 is no disk, and would end the list. */
+	return count == 2 && disk->major ? 0 : -ENODEV;
 }
 
 /* Adds a block device, the disk that it is a partition of, and the devices that either is stacked on. */

@@ -501,6 +501,9 @@ def test_documents_round_trip(good: Boot) -> None:
     assert document.parse_attestation(text) == attestation
     assert document.parse_evidence(attestation.evidence) == good.evidence()
     assert document.parse_identity(document.serialize_identity(good.identity())) == good.identity()
+    # Empty is not missing: what can be read can be written.
+    empty = dataclasses.replace(good.identity(), endorsements=(document.Endorsement("rsa", b"p", b""),))
+    assert document.parse_identity(document.serialize_identity(empty)) == empty
     for end in (0, 1, 10, len(text) // 2, len(text) - 3):
         with pytest.raises(InputError):
             document.parse_attestation(text[:end])

@@ -220,7 +220,7 @@ def test_modules_are_small() -> None:
 def source_files() -> list[Path]:
     """Every file of ours that has comments; documents, data formats and generated files have none."""
     kinds = (".py", ".c", ".h", ".mk", ".sh", ".toml", ".service", ".mount", ".automount", ".lock")
-    tops = ("src", "tests", "demo", "bench", "attack", "early", "bpf", "recipes", "data", "debian", "docs", ".ci")
+    tops = ("src", "tests", "demo", "bench", "attack", "fuzz", "early", "bpf", "recipes", "data", "debian", "docs", ".ci")
     named = [ROOT / name for name in ("Makefile", "Makefile.c", "requirements.lock", ".ci/run", ".ci/prepare")]
     found = [
         path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in (*kinds, ".md") and path.is_file()

@@ -141,6 +141,8 @@ def test_a_redirect_is_followed() -> None:
         "http://h/?q",
         "http://h:0/",
         "http://h:x/",
+        "http://[",
+        "http://[x]/",
         "h",
         "http://h/\n",
         "",

@@ -18,7 +18,7 @@ SHELL = [
     ".ci/prepare",
     *(str(path.relative_to(ROOT)) for path in sorted([*(ROOT / "tests").rglob("*.sh"), *SCRIPTS])),
 ]
-TREES = [name for name in ("src", "tests", "demo", "bench", "attack") if any((ROOT / name).rglob("*.py"))]
+TREES = [name for name in ("src", "tests", "demo", "bench", "attack", "fuzz") if any((ROOT / name).rglob("*.py"))]
 
 
 def complain(done: run.Completed) -> None:

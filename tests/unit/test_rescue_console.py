@@ -367,7 +367,9 @@ def test_media() -> None:
 @given(st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=20))
 def test_media_of_any_kind(value: object) -> None:
     media.parse(json.dumps({"blockdevices": value}).encode())
-    media.parse(json.dumps({"blockdevices": [{"path": "/dev/sda", "fstype": "vfat", "label": value}]}).encode())
+    row: dict[str, object] = {"path": "/dev/sda", "fstype": "vfat", "label": "X", "partlabel": None, "mountpoints": []}
+    for name in row:
+        media.parse(json.dumps({"blockdevices": [{**row, name: value}]}).encode())
     media.parse(json.dumps(value).encode())
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,37 @@ def vmlinuz_of(kernel: Path) -> Path:
     return next(path for place in ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz") for path in kernel.glob(place))
 
 
+@dataclass(frozen=True)
+class Built:
+    """The laboratory's initrd and disks, for as many boots as are wanted."""
+
+    tools: Tools
+    vmlinuz: Path
+    work: Path
+
+    def boot(self, *options: str, timeout: float = TIMEOUT) -> Report:
+        """One boot, with these words more on the kernel's command line; the disks are as new each time."""
+        for name in ("disk", "owner"):
+            shutil.copyfile(self.work / name, self.work / f"{name}.used")
+        console = self.work / "console"
+        with console.open("wb") as sink:
+            run.run(
+                [
+                    *host.qemu(self.tools), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
+                    "-m", "768", "-nographic", "-no-reboot", "-net", "none", "-kernel", self.vmlinuz,
+                    "-initrd", self.work / "initrd", "-drive", f"file={self.work / 'disk.used'},if=virtio,format=raw",
+                    "-drive", f"file={self.work / 'owner.used'},if=virtio,format=raw",
+                    "-append", " ".join([KERNEL_OPTIONS, *options]),
+                ],
+                timeout=timeout, stdout=sink,
+            )  # fmt: skip
+        report = parse(console.read_text(errors="replace").replace("\r", ""))
+        assert "@end" in report.console, report.console[-4000:]
+        return report
+
+
 @pytest.fixture(scope="module", params=["", pytest.param("backports", marks=pytest.mark.campaign)], ids=["stock", "backports"])
-def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     tools = tools_tree()
     kernel = kernel_tree(tools, request.param)
     work = tmp_path_factory.mktemp("guard-lab")
@@ -177,20 +206,13 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     )
     for command in commands:
         tools.run(command, binds=[work], ro_binds=[REPOSITORY, kernel], cwd=REPOSITORY)
-    done = run.run(
-        [
-            *host.qemu(tools), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
-            "-m", "768", "-nographic", "-no-reboot", "-net", "none", "-kernel", vmlinuz_of(kernel), "-initrd", work / "initrd",
-            "-drive", f"file={work / 'disk'},if=virtio,format=raw", "-drive", f"file={work / 'owner'},if=virtio,format=raw",
-            "-append", KERNEL_OPTIONS,
-        ],
-        timeout=TIMEOUT,
-    )  # fmt: skip
-    (work / "console").write_bytes(done.stdout)
-    report = parse(done.text.replace("\r", ""))
-    assert "@end" in report.console, report.console[-4000:]
-    yield report
+    yield Built(tools, vmlinuz_of(kernel), work)
     shutil.rmtree(work, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def lab(built: Built) -> Report:
+    return built.boot()
 
 
 def test_every_check_is_judged(lab: Report) -> None:
@@ -264,3 +286,50 @@ def test_no_complaint_of_the_kernel(lab: Report) -> None:
     assert "BUG:" not in lab.console
     assert "WARNING:" not in lab.console
     assert "Oops" not in lab.console
+
+
+#: Tries of each race, open and under the lock: enough to see that it is one; the campaign plays 10,000 under the lock.
+FEW_TRIES, MANY_TRIES = 20, 600
+CAMPAIGN_TIMEOUT = 2400.0
+RACE_RESULT = REPOSITORY / "fuzz/results/race.json"
+#: What the kernel itself closes, guard or no guard: nothing is shown by these, and they are not counted.
+VOID = names("held")
+
+
+def judge_races(report: Report, tries: int) -> list[dict[str, Any]]:
+    """The table of one boot: nothing was won under the lock."""
+    rows = {(row["mode"], row["technique"]): row for row in report.said["race"]}
+    techniques = list(dict.fromkeys(row["technique"] for row in report.said["race"]))
+    assert set(rows) == {(mode, name) for mode in ("open", "locked") for name in techniques}
+    assert {row["tries"] for row in rows.values()} == {tries}
+    assert {name: rows["locked", name] for name in techniques if rows["locked", name]["wins"]} == {}
+    assert not {"BUG:", "WARNING:", "Oops"} & set(report.console.split())
+    counted = ("tries", "wins", "trusted", "refused", "other")
+    return [
+        {"technique": name, **{f"{mode}_{key}": rows[mode, name][key] for mode in ("open", "locked") for key in counted}}
+        for name in techniques
+    ]
+
+
+def fires(table: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The techniques that won while the guard was open."""
+    return {row["technique"] for row in table if row["open_wins"]}
+
+
+def test_races_are_lost(built: Built) -> None:
+    table = judge_races(built.boot(f"races={FEW_TRIES}"), FEW_TRIES)
+    # In so few tries not each of them wins while open.
+    assert len(fires(table)) >= 8
+    # The trusted program has to have had its turns, or nothing was between check and use.
+    assert sum(row["locked_trusted"] for row in table) > 0
+
+
+@pytest.mark.campaign
+def test_ten_thousand_races_are_lost(built: Built) -> None:
+    table = judge_races(built.boot(f"races={MANY_TRIES}", timeout=CAMPAIGN_TIMEOUT), MANY_TRIES)
+    assert {row["technique"] for row in table} - fires(table) == VOID
+    counted = [row for row in table if row["technique"] not in VOID]
+    tries, wins = (sum(row[f"locked_{key}"] for row in counted) for key in ("tries", "wins"))
+    assert tries >= 10_000
+    result = {"schema": "freehold-race-1", "tries": tries, "wins": wins, "void": sorted(VOID), "techniques": table}
+    RACE_RESULT.write_text(json.dumps(result, indent=1) + "\n")

@@ -174,7 +174,7 @@ def parse_evidence(data: bytes) -> Evidence:
 def serialize_identity(value: Identity) -> bytes:
     """The identity's file."""
     ends = [
-        {"kind": one.kind, "public": _b64(one.public), "certificate": one.certificate and _b64(one.certificate)}
+        {"kind": one.kind, "public": _b64(one.public), "certificate": None if one.certificate is None else _b64(one.certificate)}
         for one in value.endorsements
     ]
     return _dump({

@@ -51,10 +51,12 @@ def parse(listing: bytes) -> list[Medium]:
     for row in rows if isinstance(rows, list) else []:
         if not isinstance(row, dict):
             continue
-        device, kind = row.get("path"), row.get("fstype")
-        if not isinstance(device, str) or not device.startswith("/dev/") or ".." in device or kind not in KINDS:
+        device, kind, own, mounts = (row.get(name) for name in ("path", "fstype", "partlabel", "mountpoints"))
+        if not isinstance(device, str) or not device.startswith("/dev/") or ".." in device:
             continue
-        if row.get("partlabel") in OWN or any(row.get("mountpoints") or []):
+        if not isinstance(kind, str) or kind not in KINDS or not isinstance(mounts or [], list) or any(mounts or []):
+            continue
+        if isinstance(own, str) and own in OWN:
             continue
         labels = [label for label in (row.get("partlabel"), row.get("label")) if isinstance(label, str)]
         chosen = next((label for label in labels if label in LABELS), labels[-1] if labels else "")

@@ -287,6 +287,8 @@ class _Exact(_Reader):
         for begin in range(0, len(content), self.block):
             block = content[begin : begin + self.block]
             count = _DIRENT.unpack_from(block, 0)[1] // _DIRENT.size
+            if not count:
+                raise InputError("the metadata image has a directory without names")
             rows = [_DIRENT.unpack_from(block, index * _DIRENT.size) for index in range(count)]
             ends = [row[1] for row in rows[1:]] + [len(block)]
             for number, (row, end) in enumerate(zip(rows, ends, strict=True), start=1):

@@ -58,11 +58,12 @@ class Offer:
 
 def check_url(url: str) -> str:
     """``url`` without a slash at its end; :class:`InputError` unless it is a plain http or https address."""
-    parts = urlsplit(url)
     try:
+        # Brackets that do not close, letters that are others in disguise, and a port that is none raise.
+        parts = urlsplit(url)
         port_fine = parts.port != 0
     except ValueError:
-        port_fine = False
+        parts, port_fine = urlsplit(""), False
     printable = url.isascii() and url.isprintable() and " " not in url
     plain = not (parts.query or parts.fragment or parts.username or parts.password)
     if parts.scheme not in ("http", "https") or not (parts.hostname and port_fine and plain and printable):

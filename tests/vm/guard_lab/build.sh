@@ -18,6 +18,15 @@ strip "$seal/usr/bin/lab"
 gcc -O1 "$here/dyn.c" -o "$seal/usr/bin/dyn"
 gcc -O1 -DEVIL -shared -fPIC "$here/dyn.c" -o "$seal/usr/lib/evil.so"
 cp "$seal/usr/bin/lab" "$seal/usr/bin/jit"
+# For the races: two tiny programs of one size, of which only one is sealed and signed; a page of harmless code; a script.
+mkdir -p "$seal/usr/lib/race"
+gcc -O1 -Wall -Wextra -Werror -static -nostdlib -fno-stack-protector -Wl,--build-id=none "$here/race_program.c" -o "$seal/usr/bin/good"
+gcc -O1 -Wall -Wextra -Werror -static -nostdlib -fno-stack-protector -Wl,--build-id=none -DEVIL "$here/race_program.c" -o "$work/root/evil"
+strip "$seal/usr/bin/good" "$work/root/evil"
+printf '\270\0\0\0\0\303' >"$seal/usr/lib/race/page"
+truncate -s 4096 "$seal/usr/lib/race/page"
+printf '#!/tmp/race/link\n' >"$seal/usr/bin/racing"
+chmod 755 "$seal/usr/bin/racing"
 cp "$out/guardctl" "$seal/usr/bin/"
 # The launcher as it ships; what it takes for Python is the laboratory.
 gcc -O2 -Wall -Wextra -Werror -std=gnu17 -static early/updater.c -o "$seal/usr/lib/freehold/updater"
@@ -54,6 +63,7 @@ rm -r "$work/names"
 openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=lab -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
 openssl x509 -in "$work/cert.pem" -outform der -out "$seal/usr/lib/cert.der"
 fsverity sign "$seal/usr/bin/lab" "$seal/usr/lib/lab.sig" --key="$work/key.pem" --cert="$work/cert.pem" >/dev/null
+fsverity sign "$seal/usr/bin/good" "$seal/usr/lib/good.sig" --key="$work/key.pem" --cert="$work/cert.pem" >/dev/null
 rm "$work/key.pem"
 cp "$seal/usr/bin/lab" "$work/root/init"
 (cd "$work/root" && find . | LC_ALL=C sort | cpio -o -H newc --quiet >"$work/initrd")

@@ -303,6 +303,8 @@ static void check_or_stop(int bad, const char *what)
 	}
 }
 
+#include "race.h"
+
 static void must_mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)
 {
 	mkdir(target, 0755);
@@ -337,6 +339,7 @@ static void first_stage(void)
 	must_mount("overlay", "/root", "overlay", 0, "lowerdir=/seal:/empty");
 	/* As on a machine: over the sealed files a layer in memory. */
 	must_mount("tmpfs", "/layer", "tmpfs", 0, NULL);
+	copy("/evil", "/tmp/evil", 0755);
 	check_or_stop(mkdir("/layer/upper", 0755) || mkdir("/layer/work", 0755), "/layer");
 	must_mount("overlay", "/root/etc", "overlay", 0, "lowerdir=/root/etc,upperdir=/layer/upper,workdir=/layer/work");
 	mkdir("/sysroot/owner", 0755);
@@ -394,6 +397,20 @@ static int add_key_and_sign(void)
 	return error;
 }
 
+/* The races alone: a guest of its own, for they take long. */
+static void races_only(int tries)
+{
+	race_begin();
+	race_all(tries);
+	guardctl("latch", "locked");
+	phase = GUARD_LOCKED;
+	race_all(tries);
+	guardctl("status", NULL);
+	printf("@end\n");
+	fflush(stdout);
+	reboot(RB_POWER_OFF);
+}
+
 static void second_stage(void)
 {
 	static const char *const PLACES[] = {"/mnt/move", "/mnt/bind", "/mnt/bpf", "/mnt/parent", "/mnt/leaf", "/tmp/place",
@@ -430,6 +447,8 @@ static void second_stage(void)
 	check_or_stop((errno = add_key_and_sign()), "fs-verity signature");
 	/* The same files at another root: from there somebody could mount over its /usr. */
 	check_or_stop(mount("/", "/mnt/jail", NULL, MS_BIND | MS_REC, NULL), "jail");
+	if (getenv("races"))
+		races_only(atoi(getenv("races")));
 	guardctl("status", NULL);
 	guardctl("preflight", NULL);
 	play_all();
