@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Text that privileged interpreters run: script files, sourced and imported ones. Part of guard.bpf.c, included there
+ * Text that bound interpreters run (privileged ones, or all): script files, sourced and imported ones. Part of guard.bpf.c, included there
  * once. docs/guard.md, "Scripts", has the reasons.
  *
  * A shell reads code as it reads data, so the reading is judged: of an untrusted file it may read its standard input only.
@@ -248,6 +248,19 @@ static __always_inline struct file *standard_input(struct task_struct *task)
 	return first;
 }
 
+/* Who has no tag and is not privileged began before the latch, or as a copy of one that did: so did its text. */
+static __always_inline struct task_tag *script_tag(struct task_struct *task)
+{
+	struct task_tag *tag = bpf_task_storage_get(&gd_tasks, task, 0, 0);
+
+	if (tag)
+		return tag;
+	tag = bpf_task_storage_get(&gd_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (tag && !privileged(BPF_CORE_READ(task, real_cred)))
+		tag->script = SCRIPT_SEEN;
+	return tag;
+}
+
 /* A regular file opened for reading, by whomever. */
 static __noinline int script_open(struct file *file, struct dentry *dentry)
 {
@@ -255,9 +268,9 @@ static __noinline int script_open(struct file *file, struct dentry *dentry)
 	struct task_tag *tag;
 	int result;
 
-	if (!privileged_now() || is_kernels(file))
+	if (!bound_now() || is_kernels(file))
 		return 0;
-	tag = bpf_task_storage_get(&gd_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	tag = script_tag(task);
 	if (!tag)
 		return 0;
 	if (!tag->interpreter)
@@ -301,7 +314,7 @@ int BPF_PROG(guard_follow_link, struct dentry *dentry, struct inode *inode, bool
 	return 0;
 }
 
-/* Of an untrusted file a privileged shell reads its standard input, which is data, and no script of its own. */
+/* Of an untrusted file a bound shell reads its standard input, which is data, and no script of its own. */
 SEC("lsm/file_permission")
 int BPF_PROG(guard_read, struct file *file, int mask)
 {
@@ -314,7 +327,7 @@ int BPF_PROG(guard_read, struct file *file, int mask)
 	tag = bpf_task_storage_get(&gd_tasks, task, 0, 0);
 	if (!tag || tag->interpreter != INTERPRETER_SHELL || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFREG)
 		return 0;
-	if (is_kernels(file) || standard_input(task) == file || trusted_text(file) || !privileged_now())
+	if (is_kernels(file) || standard_input(task) == file || trusted_text(file) || !bound_now())
 		return 0;
 	return refuse(RULE_SCRIPT, BPF_CORE_READ(file, f_path.dentry), tag->interpreter);
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * guardctl: what the guard is doing, as JSON on standard output (ABI 1). Static, so that it runs anywhere.
+ * guardctl: what the guard is doing, as JSON on standard output (ABI 2). Static, so that it runs anywhere.
  *
- *   guardctl status            {"abi":1,"loaded":…,"mode":"open|audit|locked","counters":{RULE:N,…}}
+ *   guardctl status            {"abi":2,"loaded":…,"mode":"open|audit|locked","tier":"privileged|all-code","counters":{RULE:N,…}}
  *   guardctl load              what status says; loads the guard in open mode unless it is loaded
- *   guardctl latch audit|locked
- *   guardctl denials           {"abi":1,"denials":[{rule,comm,path,count,last,uid,pid,mode,detail},…]}
- *   guardctl preflight         {"abi":1,"mappings":[…],"writers":[…],"readers":[…]}: what the latch cannot undo;
+ *   guardctl latch audit|locked [all-code]
+ *   guardctl denials           {"abi":2,"denials":[{rule,comm,path,count,last,uid,pid,mode,detail},…]}
+ *   guardctl preflight [all-code]
+ *                              {"abi":2,"mappings":[…],"writers":[…],"readers":[…]}: what the latch cannot undo;
  *                              status 1 if any
  *
  * Exit status: 0 done, 1 failed or found something, 2 usage.
@@ -34,6 +35,7 @@
 
 static const char *const RULES[RULE_COUNT] = GUARD_RULE_NAMES;
 static const char *const MODES[] = {"open", "audit", "locked"};
+static const char *const TIERS[] = {"privileged", "all-code"};
 
 static int open_map(const char *name)
 {
@@ -70,7 +72,7 @@ static int show_status(void)
 	int mode = guard_mode(), counters;
 
 	if (mode == -ENOENT) {
-		printf("{\"abi\":%d,\"loaded\":false,\"mode\":\"open\",\"counters\":{}}\n", GUARD_ABI);
+		printf("{\"abi\":%d,\"loaded\":false,\"mode\":\"open\",\"tier\":\"%s\",\"counters\":{}}\n", GUARD_ABI, TIERS[0]);
 		return 0;
 	}
 	if (mode < 0 || mode > GUARD_LOCKED) {
@@ -80,7 +82,8 @@ static int show_status(void)
 	counters = open_map("gd_counters");
 	if (counters < 0)
 		return 1;
-	printf("{\"abi\":%d,\"loaded\":true,\"mode\":\"%s\",\"counters\":{", GUARD_ABI, MODES[mode]);
+	printf("{\"abi\":%d,\"loaded\":true,\"mode\":\"%s\",\"tier\":\"%s\",\"counters\":{", GUARD_ABI, MODES[mode],
+	       TIERS[guard_flags() & GUARD_ALL_CODE ? 1 : 0]);
 	for (__u32 key = 0; key < RULE_COUNT; key++) {
 		__u64 count = 0;
 
@@ -269,7 +272,8 @@ static int configuration(struct guard_bpf__rodata *config)
 	return 0;
 }
 
-static int preflight(void)
+/* `everybody`: users' mappings as well. */
+static int preflight(bool everybody)
 {
 	struct guard_bpf__rodata config;
 	int found = 0;
@@ -289,7 +293,7 @@ static int preflight(void)
 				continue;
 			if (round)
 				found += show_descriptors(entry->d_name, &config, round == 2, &first);
-			else if (guard_is_privileged(entry->d_name))
+			else if (everybody || guard_is_privileged(entry->d_name))
 				found += show_mappings(entry->d_name, &config, &first);
 		}
 		if (proc)
@@ -316,6 +320,8 @@ static int load(void)
 
 int main(int argc, char **argv)
 {
+	bool all_code = argc > 2 && strcmp(argv[argc - 1], TIERS[1]) == 0;
+
 	libbpf_set_print(NULL);
 	if (argc == 2 && strcmp(argv[1], "status") == 0)
 		return show_status();
@@ -323,13 +329,13 @@ int main(int argc, char **argv)
 		return load();
 	if (argc == 2 && strcmp(argv[1], "denials") == 0)
 		return show_denials();
-	if (argc == 2 && strcmp(argv[1], "preflight") == 0)
-		return preflight();
-	if (argc == 3 && strcmp(argv[1], "latch") == 0) {
+	if (argc == 2 + all_code && strcmp(argv[1], "preflight") == 0)
+		return preflight(all_code);
+	if (argc == 3 + all_code && strcmp(argv[1], "latch") == 0) {
 		for (unsigned mode = GUARD_AUDIT; mode <= GUARD_LOCKED; mode++)
 			if (strcmp(argv[2], MODES[mode]) == 0)
-				return guard_latch(mode) ? 1 : show_status();
+				return guard_latch(mode, all_code ? GUARD_ALL_CODE : 0) ? 1 : show_status();
 	}
-	fprintf(stderr, "usage: guardctl status | load | denials | preflight | latch audit|locked\n");
+	fprintf(stderr, "usage: guardctl status | load | denials | preflight [all-code] | latch audit|locked [all-code]\n");
 	return 2;
 }

@@ -44,7 +44,8 @@ REFUSED = names(
     own_memory_file core_pattern
     modprobe_path ipe_enforce apparmor_remove block_write rawio mount_usr mount_etc bind_etc_file
     bind_usr_new_interface move_a_mount pivot lazy_parent pin_remove pin_rename bpffs_umount load_tracepoint
-    latch_down owner_write owner_deep_write owner_truncate owner_create owner_temporary owner_link_in owner_link_out
+    latch_down latch_all_code
+    owner_write owner_deep_write owner_truncate owner_create owner_temporary owner_link_in owner_link_out
     owner_symlink owner_mkdir owner_rmdir owner_mknod owner_unlink owner_rename_in owner_rename_out owner_rename_self
     owner_chmod owner_chown owner_setxattr owner_removexattr owner_flags owner_through_bind
     user_setuid_unsigned user_setgid_unsigned
@@ -75,8 +76,22 @@ FREE = names(
     container_map_unsigned container_protect_modified container_mount_usr_own_namespace container_ptrace_own
     sealed_shell_script sealed_source etc_source shell_reads_input dash_reads_input shell_reads_kernel shell_pipe
     shell_heredoc shell_writes python_sealed_script python_sealed_link python_command perl_command
-    user_dash_script user_bash_source user_python_script user_python_import user_perl_script
-    container_dash_script container_python_script
+    user_dash_script user_bash_source user_python_script user_python_import user_perl_script user_bash_child_reads
+    container_dash_script container_python_script container_another_program_map
+    user_exec_sealed user_exec_sealed_script user_exec_dynamic user_exec_signed user_jit_allowed user_map_sealed
+    user_sealed_shell_script user_sealed_source user_etc_source user_shell_reads_input user_python_sealed_script
+    user_python_sealed_link user_python_command container_exec_sealed container_python_command old_script_reads_data
+    veteran_script_reads_data
+    """
+)
+#: Of these, what all-code refuses as well: everybody's code.
+ALL_CODE = names(
+    """
+    veteran_user user_exec_unsigned user_exec_script user_exec_memfd user_ld_so_file user_preload user_map_anonymous
+    user_map_unsigned user_protect_modified user_dash_script user_bash_source user_bash_child_reads user_python_script
+    user_python_import user_perl_script container_exec_unsigned container_exec_script container_exec_memfd
+    container_map_anonymous container_map_unsigned container_protect_modified container_dash_script
+    container_python_script container_another_program_map
     """
 )
 #: Refused in every mode: nobody outside the guard has a reason to open the maps that decide.
@@ -157,8 +172,34 @@ def kernel_tree(tools: Tools) -> Path:
     return tree
 
 
+@dataclass(frozen=True)
+class Built:
+    """The guest's parts; every boot begins with the same disks."""
+
+    tools: Tools
+    vmlinuz: Path
+    work: Path
+
+    def boot(self, *words: str) -> Report:
+        """Play the list once more, with more words on the kernel's command line."""
+        drives = [f"file={self.work / name},if=virtio,format=raw,snapshot=on" for name in ("disk", "owner")]
+        done = run.run(
+            [
+                *host.qemu(self.tools), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
+                "-m", "768", "-nographic", "-no-reboot", "-net", "none", "-kernel", self.vmlinuz,
+                "-initrd", self.work / "initrd", "-drive", drives[0], "-drive", drives[1],
+                "-append", " ".join([KERNEL_OPTIONS, *words]),
+            ],
+            timeout=TIMEOUT,
+        )  # fmt: skip
+        (self.work / f"console{''.join(words)}").write_bytes(done.stdout)
+        report = parse(done.text.replace("\r", ""))
+        assert "@end" in report.console, report.console[-4000:]
+        return report
+
+
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     tools = tools_tree()
     kernel = kernel_tree(tools)
     work = tmp_path_factory.mktemp("guard-lab")
@@ -169,21 +210,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
     )
     for command in commands:
         tools.run(command, binds=[work], ro_binds=[REPOSITORY, kernel], cwd=REPOSITORY)
-    vmlinuz = next((kernel / "boot").glob("vmlinuz-*"))
-    done = run.run(
-        [
-            *host.qemu(tools), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-machine", "q35",
-            "-m", "768", "-nographic", "-no-reboot", "-net", "none", "-kernel", vmlinuz, "-initrd", work / "initrd",
-            "-drive", f"file={work / 'disk'},if=virtio,format=raw", "-drive", f"file={work / 'owner'},if=virtio,format=raw",
-            "-append", KERNEL_OPTIONS,
-        ],
-        timeout=TIMEOUT,
-    )  # fmt: skip
-    (work / "console").write_bytes(done.stdout)
-    report = parse(done.text.replace("\r", ""))
-    assert "@end" in report.console, report.console[-4000:]
-    yield report
+    yield Built(tools, next((kernel / "boot").glob("vmlinuz-*")), work)
     shutil.rmtree(work, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def lab(built: Built) -> Report:
+    return built.boot()
+
+
+@pytest.fixture(scope="module")
+def all_code(built: Built) -> Report:
+    return built.boot("lab.all-code")
 
 
 def test_every_check_is_judged(lab: Report) -> None:
@@ -253,7 +291,37 @@ def test_preflight_finds_what_ran_before_the_guard(lab: Report) -> None:
         assert said["readers"] == []
 
 
-def test_no_complaint_of_the_kernel(lab: Report) -> None:
-    assert "BUG:" not in lab.console
-    assert "WARNING:" not in lab.console
-    assert "Oops" not in lab.console
+def test_no_complaint_of_the_kernel(lab: Report, all_code: Report) -> None:
+    for report in (lab, all_code):
+        assert "BUG:" not in report.console
+        assert "WARNING:" not in report.console
+        assert "Oops" not in report.console
+
+
+def test_all_code_binds_everybody(all_code: Report) -> None:
+    allowed = {name for name in (REFUSED | FATAL | ALL_CODE) - {"latch_all_code"} if all_code.got[name].get("locked") == 0}
+    assert not allowed
+    failed = {name: all_code.got[name].get("locked") for name in FREE - ALL_CODE if all_code.got[name].get("locked") != 0}
+    assert not failed
+
+
+def test_all_code_has_its_controls_and_its_audit(all_code: Report) -> None:
+    for mode in ("open", "audit"):
+        failed = {name: all_code.got[name].get(mode) for name in REFUSED | FREE if all_code.got[name].get(mode) != 0}
+        assert not failed, mode
+    # A user's set-uid program is refused as code, before it is asked what it would gain.
+    opened, audited, locked = all_code.said["denials"]
+    assert opened["denials"] == []
+    assert {denial["rule"] for denial in audited["denials"]} == RULES - {"gain"}
+    for mode, said in (("audit", audited), ("locked", locked)):
+        users = {(denial["rule"], denial["mode"]) for denial in said["denials"] if denial["uid"] == 1000}
+        assert {(rule, mode) for rule in ("exec", "map", "anonymous", "modified", "script", "identity")} <= users
+
+
+def test_the_tier_is_said_with_the_latch(lab: Report, all_code: Report) -> None:
+    assert {said["tier"] for said in lab.said["status"]} == {"privileged"}
+    # Once latched it stays, also when a latch is asked for without it.
+    assert [said["tier"] for said in all_code.said["status"]] == ["privileged"] * 2 + ["all-code"] * 3
+    # The other way it is refused: all-code cannot be added to this lock any more.
+    assert lab.got["latch_all_code"]["locked"] == 1
+    assert all_code.got["latch_all_code"]["locked"] == 0

@@ -88,7 +88,7 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
     boot = sysroot.boot_record()
     intent = boot.get("intent")
     intent = intent if isinstance(intent, dict) else {}
-    mode = sysroot.mode()
+    mode, tier = sysroot.mode_and_tier()
     messages: list[str] = []
     recorded = boot.get("messages")
     if isinstance(recorded, list):
@@ -128,7 +128,7 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
         "keychain_loaded": boot.get("keychain_loaded"),
         "keychain_skipped": boot.get("keychain_skipped"),
         "emergency_ssh": False,
-        "tier": str(intent.get("tier", "privileged")),
+        "tier": tier,
         "since": intent.get("since") or None,
         "floor": floor.get("effective"),
     }

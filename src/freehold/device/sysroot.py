@@ -198,9 +198,15 @@ class Sysroot(NamedTuple):
 
     def mode(self) -> str:
         """``open``, ``audit`` or ``locked``, as enforced now."""
+        return self.mode_and_tier()[0]
+
+    def mode_and_tier(self) -> tuple[str, str]:
+        """:meth:`mode`, and whom the rules about code bind: ``privileged`` or ``all-code``, as enforced now."""
         guard = self.guard()
         mode = guard.get("mode")
-        return str(mode) if guard.get("loaded") is True and mode in ("audit", "locked") else "open"
+        if guard.get("loaded") is not True or mode not in ("audit", "locked"):
+            return "open", "privileged"
+        return str(mode), "all-code" if guard.get("tier") == "all-code" else "privileged"
 
     def secure_boot(self) -> bool:
         """Whether the firmware says that it checked what it started."""

@@ -165,7 +165,8 @@ def boot_floor() -> dict[str, object]:
 
 
 def propose(
-    lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None, strict: bool = False
+    lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None, strict: bool = False,
+    tier: intent.Tier = "privileged",
 ) -> Intent:
     """The intent that would follow the newest believed one, whose requests stay; ``strict``: no device key.
 
@@ -178,7 +179,7 @@ def propose(
     current, _ = waiting()
     return Intent(
         machine=machine_id(), serial=next_serial(), lock=lock, since=int(time.time()), config=config,
-        floor=kept if wanted_floor is None else wanted_floor, strict=strict,
+        floor=kept if wanted_floor is None else wanted_floor, strict=strict, tier=tier,
         requests=current.requests if current else None,
     )  # fmt: skip
 
@@ -220,17 +221,18 @@ def check_answer(signed: bytes) -> Intent:
     return offer.intent
 
 
-def ready() -> None:
-    """Refuse to lock a machine on which something privileged and unsigned runs already.
+def ready(tier: intent.Tier) -> None:
+    """Refuse to lock a machine on which something unsigned runs already that the lock would refuse to start.
 
     Raises :class:`FreeholdError` naming the processes.
     """
-    findings = guard.preflight()
+    findings = guard.preflight(tier)
     if findings:
         named = sorted({f"{row.get('comm', '?')} (process {row.get('pid', '?')})" for row in findings})
+        what, words = ("unsigned code", "preflight all-code") if tier == "all-code" else ("unsigned privileged code", "preflight")
         raise FreeholdError(
-            f"unsigned privileged code is running: {', '.join(named[:6])}",
-            hint="end it, or reboot first; `/usr/lib/freehold/guardctl preflight` has the details",
+            f"{what} is running: {', '.join(named[:6])}",
+            hint=f"end it, or reboot first; `/usr/lib/freehold/guardctl {words}` has the details",
         )
     for path in OWNER.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.lstat().st_nlink > 1 and path.parent.name != "work":
@@ -241,7 +243,7 @@ def enter(wanted: Intent, signed: bytes) -> None:
     """Put a checked, signed intent into force on a machine that is not locked yet."""
     with atomic.exclusive(LOCK_FILE, "the lock"):
         if wanted.lock == "locked":
-            ready()
+            ready(wanted.tier)
             if wanted.config is not None:
                 commits.adopt(OWNER.parent, wanted.config)
             renew_etc(wanted.config)
@@ -250,7 +252,7 @@ def enter(wanted: Intent, signed: bytes) -> None:
         drop_links(OWNER / "etc", wanted.serial - 1)
         boot_record.note(RUN / "boot.json", wanted)
         if wanted.lock != "open" and guard.mode() != wanted.lock:
-            guard.latch(wanted.lock)
+            guard.latch(wanted)
 
 
 def leave(signed: bytes) -> None:
