@@ -100,6 +100,7 @@ struct task_tag {
 	__u32 untrusted;       /* the exec under way has an untrusted file in its chain ... */
 	char name[GUARD_NAMES][GUARD_NAME]; /* ... this one */
 	__u32 interpreter; /* enum guard_interpreter_kind; found out at the first open after an exec */
+	__u32 script_begin, script_from; /* where among the arguments its path and the last part of it begin */
 	char script_name[GUARD_NAME] __attribute__((aligned(8))); /* the last part of the script's path, cut */
 };
 

@@ -21,17 +21,30 @@ struct script_walk {
 	__u32 skip_next; /* the next argument belongs to an option */
 	__u32 no_options;
 	__u32 result; /* enum guard_script */
-	__u32 from;   /* where the last part of the script's path begins */
+	__u32 begin;  /* where the script's path begins */
+	__u32 from;   /* and its last part */
+};
+
+/* A script's path as it was said, and that of a file which may be it. */
+struct script_paths {
+	char text[ARGUMENTS]; /* all arguments; the path begins in it */
+	char path[ARGUMENTS];
+};
+
+struct path_comparison {
+	__u32 text, path; /* where each begins */
+	__u32 directory;  /* the text may be the directory of the path */
+	__u32 same;
 };
 
 enum place { PLACE_BEGIN, PLACE_SKIPPED, PLACE_DASH, PLACE_DASHES, PLACE_OPTIONS, PLACE_OPTION_ARGUMENT, PLACE_SCRIPT };
 
-/* The arguments, while they are looked through. By task: two of one processor can be at it. */
+/* The arguments, until the script has been opened. By task: two of one processor can be at it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, char[ARGUMENTS]);
+	__type(value, struct script_paths);
 } gd_arguments SEC(".maps");
 
 /* ---- which programs ---- */
@@ -141,11 +154,12 @@ static __always_inline void option_letter(struct script_walk *walk, char c)
 
 static long walk_arguments(__u32 index, struct script_walk *walk)
 {
-	char *text = bpf_task_storage_get(&gd_arguments, bpf_get_current_task_btf(), 0, 0), c;
+	struct script_paths *paths = bpf_task_storage_get(&gd_arguments, bpf_get_current_task_btf(), 0, 0);
+	char c;
 
-	if (!text || index >= ARGUMENTS)
+	if (!paths || index >= ARGUMENTS)
 		return 1;
-	c = text[index];
+	c = paths->text[index];
 	if (!c) {
 		if (walk->place == PLACE_SCRIPT)
 			walk->result = SCRIPT_PENDING;
@@ -166,6 +180,7 @@ static long walk_arguments(__u32 index, struct script_walk *walk)
 			walk->place = PLACE_DASH;
 		} else {
 			walk->place = PLACE_SCRIPT;
+			walk->begin = index;
 			walk->from = c == '/' ? index + 1 : index;
 		}
 		break;
@@ -196,35 +211,99 @@ static __noinline void find_script(struct task_struct *task, struct task_tag *ta
 	__u64 from = BPF_CORE_READ(task, mm, arg_start), size = BPF_CORE_READ(task, mm, arg_end) - from;
 	__u32 length = size < ARGUMENTS ? size : ARGUMENTS - 1;
 	struct script_walk walk = {.kind = tag->interpreter};
-	char *text;
+	struct script_paths *paths;
 
 	tag->script = SCRIPT_PENDING;
 	__builtin_memset(tag->script_name, 0, sizeof(tag->script_name));
-	text = bpf_task_storage_get(&gd_arguments, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!text)
+	paths = bpf_task_storage_get(&gd_arguments, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!paths)
 		return;
 	barrier_var(length); /* or the compiler leaves out the bound that the verifier looks for */
-	if (bpf_probe_read_user(text, length & (ARGUMENTS - 1), (void *)from) == 0) {
+	paths->text[length & (ARGUMENTS - 1)] = 0;
+	if (bpf_probe_read_user(paths->text, length & (ARGUMENTS - 1), (void *)from) == 0) {
 		bpf_loop(ARGUMENTS, walk_arguments, &walk, 0);
 		if (walk.result == SCRIPT_UNKNOWN && size < ARGUMENTS)
 			walk.result = SCRIPT_NONE; /* no script at all: a prompt, or standard input */
 		if (walk.result == SCRIPT_PENDING && walk.from < ARGUMENTS)
-			bpf_probe_read_kernel_str(tag->script_name, sizeof(tag->script_name), text + walk.from);
+			bpf_probe_read_kernel_str(tag->script_name, sizeof(tag->script_name), paths->text + walk.from);
 		if (walk.result == SCRIPT_NONE)
 			tag->script = SCRIPT_NONE;
+		tag->script_begin = walk.begin;
+		tag->script_from = walk.from;
 	}
-	bpf_task_storage_delete(&gd_arguments, task);
+	if (tag->script == SCRIPT_NONE)
+		bpf_task_storage_delete(&gd_arguments, task);
 }
 
-static __noinline bool is_named(struct dentry *dentry, const struct task_tag *tag)
+/* Has the file the name of the script? */
+static __noinline bool is_called(struct dentry *dentry, const struct task_tag *tag)
 {
 	char name[GUARD_NAME] __attribute__((aligned(8))) = {};
 	const __u64 *one = (const __u64 *)name, *other = (const __u64 *)tag->script_name;
 
 	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(dentry, d_name.name));
-	if (__builtin_memcmp(name, "__main__.py", 11) == 0) /* what a directory is run by */
-		return true;
 	return name[0] && one[0] == other[0] && one[1] == other[1] && one[2] == other[2] && one[3] == other[3];
+}
+
+/* Or the one that a directory is run by? */
+static __noinline bool is_named(struct dentry *dentry, const struct task_tag *tag)
+{
+	char name[12] __attribute__((aligned(8))) = {};
+
+	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(dentry, d_name.name));
+	return __builtin_memcmp(name, "__main__.py", 11) == 0 || is_called(dentry, tag);
+}
+
+static long compare_paths(__u32 index, struct path_comparison *at)
+{
+	struct script_paths *paths = bpf_task_storage_get(&gd_arguments, bpf_get_current_task_btf(), 0, 0);
+	char one, other;
+
+	if (!paths)
+		return 1;
+	one = paths->text[(at->text + index) & (ARGUMENTS - 1)];
+	other = paths->path[(at->path + index) & (ARGUMENTS - 1)];
+	if (one && one == other)
+		return 0;
+	at->same = !one && (!other || (at->directory && other == '/'));
+	return 1;
+}
+
+/*
+ * Is the file the one that the arguments name? By its whole path: libraries and modules are opened before a script is, and one
+ * may be called like it.
+ */
+static __always_inline bool is_script(struct file *file, struct dentry *dentry, struct task_struct *task, const struct task_tag *tag)
+{
+	struct path_comparison at = {.text = tag->script_begin};
+	struct script_paths *paths;
+	__u32 begin = tag->script_begin & (ARGUMENTS - 1);
+
+	if (!is_named(dentry, tag))
+		return false;
+	paths = bpf_task_storage_get(&gd_arguments, task, 0, 0);
+	if (!paths)
+		return false;
+	if (paths->text[begin] != '/') /* in the current directory, or not known again */
+		return begin == tag->script_from && BPF_CORE_READ(dentry, d_parent) == BPF_CORE_READ(task, fs, pwd.dentry);
+	if (bpf_d_path(&file->f_path, paths->path, sizeof(paths->path)) < 0)
+		return false;
+	/* /bin, /sbin and /lib are links. */
+	if (__builtin_memcmp(paths->path, "/usr/", 5) == 0 && (paths->text[(begin + 1) & (ARGUMENTS - 1)] != 'u' ||
+							       paths->text[(begin + 2) & (ARGUMENTS - 1)] != 's'))
+		at.path = 4;
+	at.directory = !is_called(dentry, tag);
+	bpf_loop(ARGUMENTS, compare_paths, &at, 0);
+	return at.same;
+}
+
+/* Notes that the script has been opened, if this trusted file is it. */
+static __noinline void script_opened(struct file *file, struct dentry *dentry, struct task_struct *task, struct task_tag *tag)
+{
+	if (tag->script == SCRIPT_LINK || (tag->script == SCRIPT_PENDING && is_script(file, dentry, task, tag))) {
+		tag->script = SCRIPT_SEEN;
+		bpf_task_storage_delete(&gd_arguments, task);
+	}
 }
 
 /* The dynamic loader's lists: what they lead to is judged when it is mapped. */
@@ -280,6 +359,8 @@ static __noinline int script_open(struct file *file, struct dentry *dentry)
 	if (!tag->script)
 		find_script(task, tag);
 	if (tag->interpreter == INTERPRETER_SHELL) {
+		if (trusted_text(file))
+			script_opened(file, dentry, task, tag);
 		if (trusted_text(file) || is_loaders(dentry))
 			return 0;
 		/* Judged when it is read; but a file that becomes standard input as it is opened cannot be told from one that
@@ -289,8 +370,7 @@ static __noinline int script_open(struct file *file, struct dentry *dentry)
 		return refuse(RULE_SCRIPT, dentry, tag->interpreter);
 	}
 	if (trusted_text(file)) {
-		if (tag->script == SCRIPT_LINK || (tag->script == SCRIPT_PENDING && is_named(dentry, tag)))
-			tag->script = SCRIPT_SEEN;
+		script_opened(file, dentry, task, tag);
 		return 0;
 	}
 	if (tag->script != SCRIPT_PENDING && tag->script != SCRIPT_LINK && !is_importable(dentry))
@@ -303,13 +383,23 @@ static __noinline int script_open(struct file *file, struct dentry *dentry)
 	return result;
 }
 
-/* By a link of the sealed tree the script has another name. */
+/* By a link of the sealed tree the script has another name. Only what is said to lie there: libraries are opened by links, too. */
 SEC("lsm/inode_follow_link")
 int BPF_PROG(guard_follow_link, struct dentry *dentry, struct inode *inode, bool rcu)
 {
-	struct task_tag *tag = bpf_task_storage_get(&gd_tasks, bpf_get_current_task_btf(), 0, 0);
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_tag *tag = bpf_task_storage_get(&gd_tasks, task, 0, 0);
+	struct script_paths *paths;
+	char place[8] __attribute__((aligned(8))) = {};
 
-	if (tag && tag->script == SCRIPT_PENDING && is_sealed(dentry) && is_named(dentry, tag))
+	if (!tag || tag->script != SCRIPT_PENDING || !is_sealed(dentry) || !is_named(dentry, tag))
+		return 0;
+	paths = bpf_task_storage_get(&gd_arguments, task, 0, 0);
+	if (!paths)
+		return 0;
+	bpf_probe_read_kernel(place, sizeof(place), paths->text + (tag->script_begin & (ARGUMENTS - 1)));
+	if (__builtin_memcmp(place, "/usr/", 5) == 0 || __builtin_memcmp(place, "/bin/", 5) == 0 ||
+	    __builtin_memcmp(place, "/sbin/", 6) == 0)
 		tag->script = SCRIPT_LINK;
 	return 0;
 }

@@ -60,7 +60,8 @@ REFUSED = names(
     dash_script bash_script dash_source bash_source bash_source_as_input bash_source_input bash_in_subshell
     bash_child_reads dash_script_says_so dash_starts_unsigned
     bash_environment etc_changed_source python_script python_script_link python_script_options python_script_dashes
-    python_import perl_script perl_options perl_import
+    python_import perl_script perl_options perl_import python_script_called_library python_script_called_link
+    python_script_called_here
     """
 )
 #: Allowed in every mode: sealed and signed code, users, containers, harmless administration.
@@ -81,7 +82,7 @@ FREE = names(
     user_exec_sealed user_exec_sealed_script user_exec_dynamic user_exec_signed user_jit_allowed user_map_sealed
     user_sealed_shell_script user_sealed_source user_etc_source user_shell_reads_input user_python_sealed_script
     user_python_sealed_link user_python_command container_exec_sealed container_python_command old_script_reads_data
-    veteran_script_reads_data
+    veteran_script_reads_data python_sealed_directory python_sealed_here python_sealed_other_name
     """
 )
 #: Of these, what all-code refuses as well: everybody's code.

@@ -16,6 +16,8 @@ static void scripts_write(void)
 	put("/tmp/-c", "raise SystemExit(7)\n", 0644);
 	put("/tmp/imported.py", "raise SystemExit(7)\n", 0644);
 	put("/tmp/imported.pm", "exit 7;\n", 0644);
+	put("/tmp/libc.so.6", "raise SystemExit(7)\n", 0644);
+	put("/tmp/libz.so.1", "raise SystemExit(7)\n", 0644);
 	put("/tmp/empty", "", 0644);
 	put("/tmp/data", "data\n", 0644);
 	put("/etc/mine", "exit 7\n", 0644);
@@ -53,6 +55,10 @@ static int python_script_link(void) { return ran(RUN(PYTHON, "-I", "-S", "/tmp/l
 static int python_script_options(void) { return ran(RUN(PYTHON, "-ISX", "dev", "-W", "ignore", "/tmp/pytext", "-c")); }
 static int python_script_dashes(void) { return ran(RUN(DASH, "-c", "cd /tmp; exec " PYTHON " -I -S -- -c")); }
 static int python_import(void) { return ran(RUN(PYTHON, "-I", "-S", "-c", "import sys; sys.path.insert(0, '/tmp'); import imported")); }
+/* Text that is called like a library, which the dynamic loader opens first. */
+static int python_script_called_library(void) { return ran(RUN(PYTHON, "-I", "-S", "/tmp/libc.so.6")); }
+static int python_script_called_link(void) { return ran(RUN(PYTHON, "-I", "-S", "/tmp/libz.so.1")); }
+static int python_script_called_here(void) { return ran(RUN(DASH, "-c", "cd /tmp; exec " PYTHON " -I -S libc.so.6")); }
 static int perl_script(void) { return ran(RUN(PERL, "-w", "/tmp/text")); }
 static int perl_options(void) { return ran(RUN(PERL, "-F/e/", "-I", "/x", "/tmp/text", "/tmp/data")); }
 static int perl_import(void) { return ran(RUN(PERL, "-I/tmp", "-e", "use imported; exit 9")); }
@@ -107,6 +113,9 @@ static int shell_pipe(void) { return ran(RUN(BASH, "-c", "echo 'exit 7' | " DASH
 static int shell_heredoc(void) { return ran(RUN(DASH, "-c", "read x <<END\ndata\nEND\n[ $x = data ] && exit 7")); }
 static int shell_writes(void) { return ran(RUN(BASH, "-c", "echo x > /tmp/written && exit 7")); }
 static int python_sealed_script(void) { return ran(RUN(PYTHON, "-I", "-S", "/usr/lib/sealed", "/tmp/data")); }
+static int python_sealed_directory(void) { return ran(RUN(PYTHON, "-I", "-S", "/usr/lib/directory", "/tmp/data")); }
+static int python_sealed_here(void) { return ran(RUN(DASH, "-c", "cd /usr/lib; exec " PYTHON " -I -S sealed /tmp/data")); }
+static int python_sealed_other_name(void) { return ran(RUN(PYTHON, "-I", "-S", "/lib/sealed", "/tmp/data")); }
 static int python_sealed_link(void) { return ran(RUN(PYTHON, "-I", "-S", "/usr/bin/tool", "/tmp/data")); }
 static int python_command(void) { return ran(RUN(PYTHON, "-I", "-S", "-c", "raise SystemExit(7 if open('/tmp/data').read() else 9)")); }
 static int perl_command(void) { return ran(RUN(PERL, "-e", "open F, '/tmp/data' or exit 9; exit 7 if <F>")); }
