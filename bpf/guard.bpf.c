@@ -48,6 +48,7 @@ char LICENSE[] SEC("license") = "GPL"; /* the kernel offers these helpers to suc
 #define S_IFREG 0100000
 #define S_IFBLK 0060000
 #define S_IFCHR 0020000
+#define S_IFIFO 0010000
 #define O_NONBLOCK 04000
 #define SG_MAJOR 21
 #define LOOP_MAJOR 7
@@ -457,6 +458,11 @@ int BPF_PROG(guard_open, struct file *file)
 		return refuse(RULE_BLOCK, dentry, BPF_CORE_READ(inode, i_rdev));
 	if (type == S_IFREG) {
 		int result = script_open(file, dentry);
+
+		if (result)
+			return result;
+	} else if (type == S_IFIFO || type == S_IFCHR) {
+		int result = script_stream(inode, dentry);
 
 		if (result)
 			return result;

@@ -13,7 +13,8 @@
 
 /* Said together with the mode, in one word, and as final. */
 #define GUARD_ALL_CODE 0x100 /* the rules about code bind every process, not only privileged ones */
-#define GUARD_FLAGS GUARD_ALL_CODE
+#define GUARD_SCRIPTS_S2 0x200 /* privileged interpreters start with a trusted script only */
+#define GUARD_FLAGS (GUARD_ALL_CODE | GUARD_SCRIPTS_S2)
 
 /* Why something was refused; the order is ABI, the names are GUARD_RULE_NAMES. */
 enum guard_rule {
@@ -41,6 +42,7 @@ enum guard_rule {
 	RULE_OBSERVE,	   /* perf events, tracefs: other ways to see the memory of others */
 	RULE_IDENTITY,	   /* another file set as the running program */
 	RULE_SCRIPT,	   /* text from an untrusted file, run by a bound interpreter */
+	RULE_LAUNCH,	   /* privileged interpreter started without a trusted script */
 	RULE_COUNT
 };
 
@@ -48,7 +50,7 @@ enum guard_rule {
 	{                                                                                                              \
 		"exec", "gain", "map", "map-writable", "anonymous", "modified", "ptrace", "capability", "kernel-file", \
 			"block", "helper", "memory-file", "securityfs", "mount", "umount", "pivot", "pin", "map-fd",   \
-			"program", "owner", "secret", "observe", "identity", "script"                                                                             \
+			"program", "owner", "secret", "observe", "identity", "script", "launch"                                                                             \
 	}
 
 #define GUARD_COMM 16

@@ -3,6 +3,8 @@
  * Text that bound interpreters run (privileged ones, or all): script files, sourced and imported ones. Part of guard.bpf.c, included there
  * once. docs/guard.md, "Scripts", has the reasons.
  *
+ * With the flag S2 a privileged interpreter starts for a script only: not for code in its arguments or on its input.
+ *
  * A shell reads code as it reads data, so the reading is judged: of an untrusted file it may read its standard input only.
  * The others read data all day. Of them the file that is their script is judged, and what has a name that they import.
  */
@@ -12,6 +14,8 @@
 #define MAY_READ 4
 #define FMODE_EXEC 0x20 /* among the flags: no caller of open(2) can set it */
 #define MNT_NS_INTERNAL -22 /* an error's number in the place of a pointer; fs/mount.h */
+#define SIGKILL 9
+#define MEM_MAJOR 1 /* null, zero, random */
 #define ARGUMENTS 512 /* bytes of a program's arguments that are looked at */
 
 struct script_walk {
@@ -21,12 +25,15 @@ struct script_walk {
 	__u32 skip_next; /* the next argument belongs to an option */
 	__u32 no_options;
 	__u32 result; /* enum guard_script */
+	__u32 odd;    /* there is an option that may bring code, or that is not known */
 	__u32 begin;  /* where the script's path begins */
 	__u32 from;   /* and its last part */
 };
 
-/* A script's path as it was said, and that of a file which may be it. */
+/* A script's path as it was said, and that of a file which may be it. The walk is here and not on the stack: the verifier would
+ * follow each of its values through each option of each interpreter. */
 struct script_paths {
+	struct script_walk walk;
 	char text[ARGUMENTS]; /* all arguments; the path begins in it */
 	char path[ARGUMENTS];
 };
@@ -127,6 +134,29 @@ static __noinline bool is_importable(struct dentry *dentry)
 
 /* ---- which of its arguments is the script ---- */
 
+#define LETTER(c) BIT((c) - 'A')
+
+/* Options with which an interpreter runs its script and nothing else. What brings code, a prompt, a module or another file of
+ * commands is not among them. */
+static __always_inline bool is_plain_option(__u32 kind, char c)
+{
+	__u64 letters;
+
+	if (c < 'A' || c > 'z')
+		return false;
+	if (kind == INTERPRETER_SHELL)
+		letters = LETTER('a') | LETTER('e') | LETTER('f') | LETTER('h') | LETTER('l') | LETTER('n') | LETTER('o') |
+			  LETTER('O') | LETTER('p') | LETTER('u') | LETTER('v') | LETTER('x');
+	else if (kind == INTERPRETER_PYTHON)
+		letters = LETTER('b') | LETTER('B') | LETTER('E') | LETTER('I') | LETTER('O') | LETTER('P') | LETTER('q') |
+			  LETTER('s') | LETTER('S') | LETTER('u') | LETTER('v') | LETTER('W') | LETTER('X');
+	else if (kind == INTERPRETER_PERL)
+		letters = LETTER('I') | LETTER('t') | LETTER('T') | LETTER('w') | LETTER('W') | LETTER('X');
+	else
+		letters = LETTER('w') | LETTER('W');
+	return letters & LETTER(c);
+}
+
 /* One letter of a cluster of options: what follows it. */
 static __always_inline void option_letter(struct script_walk *walk, char c)
 {
@@ -147,25 +177,29 @@ static __always_inline void option_letter(struct script_walk *walk, char c)
 		argument = c == 'I';
 		rest = c == 'F' || c == 'M' || c == 'm' || c == 'i' || c == 'x' || c == 'C' || c == 'D' || c == 'V' || c == ':';
 	}
+	if (!is_plain_option(kind, c))
+		walk->odd = 1;
 	if (code)
 		walk->result = SCRIPT_NONE;
 	walk->place = argument ? PLACE_OPTION_ARGUMENT : rest ? PLACE_SKIPPED : PLACE_OPTIONS;
 }
 
-static long walk_arguments(__u32 index, struct script_walk *walk)
+static long walk_arguments(__u32 index, void *unused)
 {
 	struct script_paths *paths = bpf_task_storage_get(&gd_arguments, bpf_get_current_task_btf(), 0, 0);
+	struct script_walk *walk;
 	char c;
 
 	if (!paths || index >= ARGUMENTS)
 		return 1;
+	walk = &paths->walk;
 	c = paths->text[index];
 	if (!c) {
 		if (walk->place == PLACE_SCRIPT)
 			walk->result = SCRIPT_PENDING;
-		else if (walk->place == PLACE_DASH) /* standard input */
+		else if (walk->place == PLACE_DASH && walk->kind != INTERPRETER_SHELL) /* standard input */
 			walk->result = SCRIPT_NONE;
-		else if (walk->place == PLACE_DASHES)
+		else if (walk->place == PLACE_DASH || walk->place == PLACE_DASHES)
 			walk->no_options = 1;
 		walk->skip_next = walk->place == PLACE_OPTION_ARGUMENT;
 		walk->place = PLACE_BEGIN;
@@ -180,6 +214,8 @@ static long walk_arguments(__u32 index, struct script_walk *walk)
 			walk->place = PLACE_DASH;
 		} else {
 			walk->place = PLACE_SCRIPT;
+			if (c == '+' && walk->kind == INTERPRETER_SHELL) /* options, too */
+				walk->odd = 1;
 			walk->begin = index;
 			walk->from = c == '/' ? index + 1 : index;
 		}
@@ -194,7 +230,12 @@ static long walk_arguments(__u32 index, struct script_walk *walk)
 		option_letter(walk, c);
 		break;
 	case PLACE_DASHES: /* a long option */
+		walk->odd = 1;
+		walk->place = PLACE_SKIPPED;
+		break;
 	case PLACE_OPTION_ARGUMENT:
+		if (walk->kind == INTERPRETER_SHELL) /* more options: their argument is the next one all the same */
+			walk->odd = 1;
 		walk->place = PLACE_SKIPPED;
 		break;
 	case PLACE_SCRIPT:
@@ -205,34 +246,43 @@ static long walk_arguments(__u32 index, struct script_walk *walk)
 	return walk->result != SCRIPT_UNKNOWN;
 }
 
-/* Which argument is the script, by the interpreter's rules. Where they are too many, or not to be read: one that no file is. */
-static __noinline void find_script(struct task_struct *task, struct task_tag *tag)
+/* Which argument is the script, by the interpreter's rules. Where they are too many, or not to be read: one that no file is.
+ * Says whether that script is all that it runs. */
+static __noinline bool find_script(struct task_struct *task, struct task_tag *tag)
 {
 	__u64 from = BPF_CORE_READ(task, mm, arg_start), size = BPF_CORE_READ(task, mm, arg_end) - from;
 	__u32 length = size < ARGUMENTS ? size : ARGUMENTS - 1;
-	struct script_walk walk = {.kind = tag->interpreter};
 	struct script_paths *paths;
+	struct script_walk *walk;
+	bool plain;
+	__u32 last;
 
 	tag->script = SCRIPT_PENDING;
 	__builtin_memset(tag->script_name, 0, sizeof(tag->script_name));
 	paths = bpf_task_storage_get(&gd_arguments, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!paths)
-		return;
+		return false;
+	walk = &paths->walk;
+	__builtin_memset(walk, 0, sizeof(*walk));
+	walk->kind = tag->interpreter;
 	barrier_var(length); /* or the compiler leaves out the bound that the verifier looks for */
 	paths->text[length & (ARGUMENTS - 1)] = 0;
 	if (bpf_probe_read_user(paths->text, length & (ARGUMENTS - 1), (void *)from) == 0) {
-		bpf_loop(ARGUMENTS, walk_arguments, &walk, 0);
-		if (walk.result == SCRIPT_UNKNOWN && size < ARGUMENTS)
-			walk.result = SCRIPT_NONE; /* no script at all: a prompt, or standard input */
-		if (walk.result == SCRIPT_PENDING && walk.from < ARGUMENTS)
-			bpf_probe_read_kernel_str(tag->script_name, sizeof(tag->script_name), paths->text + walk.from);
-		if (walk.result == SCRIPT_NONE)
+		bpf_loop(ARGUMENTS, walk_arguments, NULL, 0);
+		if (walk->result == SCRIPT_UNKNOWN && size < ARGUMENTS)
+			walk->result = SCRIPT_NONE; /* no script at all: a prompt, or standard input */
+		last = walk->from;
+		if (walk->result == SCRIPT_PENDING && last < ARGUMENTS)
+			bpf_probe_read_kernel_str(tag->script_name, sizeof(tag->script_name), paths->text + last);
+		if (walk->result == SCRIPT_NONE)
 			tag->script = SCRIPT_NONE;
-		tag->script_begin = walk.begin;
-		tag->script_from = walk.from;
+		tag->script_begin = walk->begin;
+		tag->script_from = walk->from;
 	}
+	plain = walk->result == SCRIPT_PENDING && !walk->odd && tag->script_name[0];
 	if (tag->script == SCRIPT_NONE)
 		bpf_task_storage_delete(&gd_arguments, task);
+	return plain;
 }
 
 /* Has the file the name of the script? */
@@ -340,6 +390,30 @@ static __always_inline struct task_tag *script_tag(struct task_struct *task)
 	return tag;
 }
 
+/* It dies in the dynamic loader, before a line of its own: an open that fails it might get over. */
+static __noinline int launch_without_script(struct task_struct *task, const struct task_tag *tag)
+{
+	int result;
+
+	if (!latched(GUARD_SCRIPTS_S2) || !privileged(BPF_CORE_READ(task, real_cred)))
+		return 0;
+	result = refuse(RULE_LAUNCH, BPF_CORE_READ(task, mm, exe_file, f_path.dentry), tag->interpreter);
+	if (result)
+		bpf_send_signal(SIGKILL);
+	return result;
+}
+
+/* With S2 a script is a file: a pipe or a terminal that is opened before it may be what was named instead. */
+static __noinline int script_stream(struct inode *inode, struct dentry *dentry)
+{
+	struct task_tag *tag = bpf_task_storage_get(&gd_tasks, bpf_get_current_task_btf(), 0, 0);
+
+	if (!latched(GUARD_SCRIPTS_S2) || !tag || (tag->script != SCRIPT_PENDING && tag->script != SCRIPT_LINK) ||
+	    BPF_CORE_READ(inode, i_rdev) >> 20 == MEM_MAJOR || !privileged_now())
+		return 0;
+	return refuse(RULE_SCRIPT, dentry, tag->interpreter);
+}
+
 /* A regular file opened for reading, by whomever. */
 static __noinline int script_open(struct file *file, struct dentry *dentry)
 {
@@ -356,8 +430,11 @@ static __noinline int script_open(struct file *file, struct dentry *dentry)
 		tag->interpreter = interpreter_of(task);
 	if (tag->interpreter == INTERPRETER_NONE)
 		return 0;
-	if (!tag->script)
-		find_script(task, tag);
+	if (!tag->script && !find_script(task, tag)) {
+		result = launch_without_script(task, tag);
+		if (result)
+			return result;
+	}
 	if (tag->interpreter == INTERPRETER_SHELL) {
 		if (trusted_text(file))
 			script_opened(file, dentry, task, tag);

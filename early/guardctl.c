@@ -2,9 +2,10 @@
 /*
  * guardctl: what the guard is doing, as JSON on standard output (ABI 2). Static, so that it runs anywhere.
  *
- *   guardctl status            {"abi":2,"loaded":…,"mode":"open|audit|locked","tier":"privileged|all-code","counters":{RULE:N,…}}
+ *   guardctl status            {"abi":2,"loaded":…,"mode":"open|audit|locked","tier":"privileged|all-code",
+ *                              "scripts":"S1|S2","counters":{RULE:N,…}}
  *   guardctl load              what status says; loads the guard in open mode unless it is loaded
- *   guardctl latch audit|locked [all-code]
+ *   guardctl latch audit|locked [all-code] [S2]
  *   guardctl denials           {"abi":2,"denials":[{rule,comm,path,count,last,uid,pid,mode,detail},…]}
  *   guardctl preflight [all-code]
  *                              {"abi":2,"mappings":[…],"writers":[…],"readers":[…]}: what the latch cannot undo;
@@ -36,6 +37,7 @@
 static const char *const RULES[RULE_COUNT] = GUARD_RULE_NAMES;
 static const char *const MODES[] = {"open", "audit", "locked"};
 static const char *const TIERS[] = {"privileged", "all-code"};
+static const char *const SCRIPTS[] = {"S1", "S2"};
 
 static int open_map(const char *name)
 {
@@ -72,7 +74,8 @@ static int show_status(void)
 	int mode = guard_mode(), counters;
 
 	if (mode == -ENOENT) {
-		printf("{\"abi\":%d,\"loaded\":false,\"mode\":\"open\",\"tier\":\"%s\",\"counters\":{}}\n", GUARD_ABI, TIERS[0]);
+		printf("{\"abi\":%d,\"loaded\":false,\"mode\":\"open\",\"tier\":\"%s\",\"scripts\":\"%s\",\"counters\":{}}\n", GUARD_ABI,
+		       TIERS[0], SCRIPTS[0]);
 		return 0;
 	}
 	if (mode < 0 || mode > GUARD_LOCKED) {
@@ -82,8 +85,8 @@ static int show_status(void)
 	counters = open_map("gd_counters");
 	if (counters < 0)
 		return 1;
-	printf("{\"abi\":%d,\"loaded\":true,\"mode\":\"%s\",\"tier\":\"%s\",\"counters\":{", GUARD_ABI, MODES[mode],
-	       TIERS[guard_flags() & GUARD_ALL_CODE ? 1 : 0]);
+	printf("{\"abi\":%d,\"loaded\":true,\"mode\":\"%s\",\"tier\":\"%s\",\"scripts\":\"%s\",\"counters\":{", GUARD_ABI,
+	       MODES[mode], TIERS[guard_flags() & GUARD_ALL_CODE ? 1 : 0], SCRIPTS[guard_flags() & GUARD_SCRIPTS_S2 ? 1 : 0]);
 	for (__u32 key = 0; key < RULE_COUNT; key++) {
 		__u64 count = 0;
 
@@ -320,22 +323,24 @@ static int load(void)
 
 int main(int argc, char **argv)
 {
-	bool all_code = argc > 2 && strcmp(argv[argc - 1], TIERS[1]) == 0;
+	unsigned flags = 0;
 
 	libbpf_set_print(NULL);
+	while (argc > 2 && (strcmp(argv[argc - 1], TIERS[1]) == 0 || strcmp(argv[argc - 1], SCRIPTS[1]) == 0))
+		flags |= argv[--argc][0] == 'S' ? GUARD_SCRIPTS_S2 : GUARD_ALL_CODE;
 	if (argc == 2 && strcmp(argv[1], "status") == 0)
 		return show_status();
 	if (argc == 2 && strcmp(argv[1], "load") == 0)
 		return load();
 	if (argc == 2 && strcmp(argv[1], "denials") == 0)
 		return show_denials();
-	if (argc == 2 + all_code && strcmp(argv[1], "preflight") == 0)
-		return preflight(all_code);
-	if (argc == 3 + all_code && strcmp(argv[1], "latch") == 0) {
+	if (argc == 2 && strcmp(argv[1], "preflight") == 0)
+		return preflight(flags & GUARD_ALL_CODE);
+	if (argc == 3 && strcmp(argv[1], "latch") == 0) {
 		for (unsigned mode = GUARD_AUDIT; mode <= GUARD_LOCKED; mode++)
 			if (strcmp(argv[2], MODES[mode]) == 0)
-				return guard_latch(mode, all_code ? GUARD_ALL_CODE : 0) ? 1 : show_status();
+				return guard_latch(mode, flags) ? 1 : show_status();
 	}
-	fprintf(stderr, "usage: guardctl status | load | denials | preflight [all-code] | latch audit|locked [all-code]\n");
+	fprintf(stderr, "usage: guardctl status | load | denials | preflight [all-code] | latch audit|locked [all-code] [S2]\n");
 	return 2;
 }

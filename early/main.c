@@ -184,7 +184,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 	bool valid = owner->standing == STANDING_VALID;
 	int length = snprintf(text, sizeof(text),
 			      "{\"schema\":\"freehold-boot-1\",\"image\":\"%s\",\"machine\":\"%s\",\"first_boot\":%s,"
-			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"tier\":\"%s\",\"since\":%llu},\"config\":\"%s\","
+			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"tier\":\"%s\",\"scripts\":\"%s\",\"since\":%llu},\"config\":\"%s\","
 			      "\"release\":%llu,\"floor\":{\"effective\":%llu,\"raised\":%llu,\"serial\":%llu,\"risen\":%s,\"set\":%s,\"tpm\":\"%s\"},"
 			      "\"remembered\":{\"lock\":\"%s\",\"serial\":%llu,\"overruled\":%s},"
 			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d,"
@@ -193,6 +193,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
 			      intent_lock_name(measure_lock(owner)),
 			      intent_tier_name(valid ? owner->intent.tier : INTENT_PRIVILEGED),
+			      intent_scripts_name(valid ? owner->intent.scripts : INTENT_S1),
 			      valid ? (unsigned long long)owner->intent.since : 0ULL, config ? owner->intent.config : "",
 			      (unsigned long long)floored->release, (unsigned long long)floored->floor.effective,
 			      (unsigned long long)floored->floor.raised, (unsigned long long)floored->floor.serial,
@@ -231,6 +232,12 @@ static void switch_root(void)
 		die("the disk cannot be moved");
 	if (chdir(NEWROOT) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
 		die("the root cannot be switched: %s", strerror(errno));
+}
+
+/* What is latched with the mode. An intent that is not believed does not say. */
+static unsigned tiers(const struct intent *intent)
+{
+	return (intent->tier == INTENT_ALL_CODE ? GUARD_ALL_CODE : 0) | (intent->scripts == INTENT_S2 ? GUARD_SCRIPTS_S2 : 0);
 }
 
 /* Raise the kernel's lockdown and switch the guard's enforcement on. There is no way back in this boot. */
@@ -348,8 +355,7 @@ int main(void)
 		error = guard_load(&guard);
 		if (error)
 			die("the guard cannot be loaded (%s) and the owner asked for it", strerror(-error));
-		/* An intent that is not believed says nothing of the tier; in the rescue nobody but root has code. */
-		latch(locked, !rescue && valid && owner.intent.tier == INTENT_ALL_CODE ? GUARD_ALL_CODE : 0);
+		latch(locked, rescue || !valid ? 0 : tiers(&owner.intent));
 	}
 	if (owner.first_boot || fresh)
 		prepare();

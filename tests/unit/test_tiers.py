@@ -11,7 +11,7 @@ import pytest
 from lab_release import Lab
 
 from freehold.cli import main
-from freehold.device.status import gather
+from freehold.device.status import gather, status
 from freehold.errors import FreeholdError
 from freehold.lock import actions, boot_record, guard, intent
 from freehold.lock.intent import Intent
@@ -77,12 +77,39 @@ def test_the_request_says_whom_it_binds(place: Guard, tmp_path: Path, capsys: py
     assert "part of the request" in capsys.readouterr().err
 
 
+def test_the_request_says_the_tier_of_scripts(
+    place: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, profile = tmp_path / "request", tmp_path / "lock-tier"
+    monkeypatch.setattr(actions, "PROFILE", profile)
+
+    def scripts(*words: str) -> object:
+        made = asked(path, *words)
+        return made.scripts if isinstance(made, Intent) else made
+
+    assert [scripts(), scripts("--tier", "S1"), scripts("--tier", "S2"), scripts("--tier", "S3")] == ["s1", "s1", "s2", 2]
+    profile.write_text("S2\n")
+    assert [scripts(), scripts("--tier", "S1")] == ["s2", "s1"]
+    assert "for signed scripts only" in describe(replace(PLAIN, scripts="s2"))
+    assert main(["lock", "--tier", "S2", "--answer", str(path)]) == 2
+    # Said before: what it costs.
+    capsys.readouterr()
+    assert main(["lock", "-n"]) == 0
+    said = capsys.readouterr().out
+    assert "root has no shell by ssh" in said
+    assert "the way to `freehold unlock`" in said
+    assert main(["lock", "-n", "--tier", "S1"]) == 0
+    assert "no shell" not in capsys.readouterr().out
+
+
 def test_the_latch_is_told(place: Guard) -> None:
     guard.latch(PLAIN)
     guard.latch(ALL_CODE)
     guard.latch(replace(ALL_CODE, lock="audit"))
+    guard.latch(replace(PLAIN, scripts="s2"))
+    guard.latch(replace(ALL_CODE, scripts="s2"))
     assert [call for call in place.calls() if "latch" in call] == [
-        "latch locked", "latch locked all-code", "latch audit all-code",
+        "latch locked", "latch locked all-code", "latch audit all-code", "latch locked S2", "latch locked all-code S2",
     ]  # fmt: skip
 
 
@@ -108,19 +135,24 @@ def test_status_goes_by_the_guard(tmp_path: Path) -> None:
     lab = Lab(tmp_path / "lab")
     program, record = lab.sysroot.system / "usr/lib/freehold/guardctl", lab.sysroot.system / "run/freehold/boot.json"
 
-    def tier(mode: str, *, enforced: str | None, noted: str) -> object:
-        answer = {"loaded": mode != "open", "mode": mode, **({"tier": enforced} if enforced else {})}
+    def tier(mode: str, *, enforced: str | None, noted: str, scripts: str = "S1") -> object:
+        answer = {"loaded": mode != "open", "mode": mode, "scripts": scripts, **({"tier": enforced} if enforced else {})}
         program.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
         program.chmod(0o755)
         record.write_text(json.dumps({"intent": {"state": "valid", "lock": mode, "tier": noted}}))
         lock = gather(lab.sysroot)["lock"]
         assert isinstance(lock, dict)
+        assert lock["scripts"] == ("S1" if mode == "open" else scripts)
+        said = status(lab.sysroot).text
+        assert ("all code, everybody's" in said) == (lock["tier"] == "all-code")
+        assert ("signed scripts only" in said) == (lock["scripts"] == "S2")
         return lock["tier"]
 
     assert tier("locked", enforced="all-code", noted="privileged") == "all-code"
     # A file that root can write says nothing.
     assert tier("locked", enforced="privileged", noted="all-code") == "privileged"
     assert tier("open", enforced=None, noted="all-code") == "privileged"
+    assert tier("locked", enforced="privileged", noted="privileged", scripts="S2") == "privileged"
 
 
 def test_the_boot_record_follows(tmp_path: Path) -> None:
@@ -128,5 +160,5 @@ def test_the_boot_record_follows(tmp_path: Path) -> None:
     path.write_text("{}")
     boot_record.note(path, ALL_CODE)
     assert json.loads(path.read_text())["intent"] == {
-        "state": "valid", "serial": 1, "lock": "locked", "tier": "all-code", "since": 1_700_000_000,
+        "state": "valid", "serial": 1, "lock": "locked", "tier": "all-code", "scripts": "s1", "since": 1_700_000_000,
     }  # fmt: skip

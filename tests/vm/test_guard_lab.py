@@ -83,6 +83,9 @@ FREE = names(
     user_sealed_shell_script user_sealed_source user_etc_source user_shell_reads_input user_python_sealed_script
     user_python_sealed_link user_python_command container_exec_sealed container_python_command old_script_reads_data
     veteran_script_reads_data python_sealed_directory python_sealed_here python_sealed_other_name
+    dash_command dash_standard_input dash_prompt bash_plus bash_option_argument bash_init_file bash_cluster python_module
+    perl_module dash_fifo dash_fifo_called_library dash_plain_options dash_by_itself dash_script_reads_fifo user_dash_command
+    user_dash_standard_input user_dash_fifo container_dash_command dash_lone_dash dash_lone_dash_input
     """
 )
 #: Of these, what all-code refuses as well: everybody's code.
@@ -106,6 +109,17 @@ RULES = names(
     """
     exec gain map map-writable anonymous modified ptrace capability kernel-file block helper memory-file securityfs
     mount umount pivot pin map-fd program owner secret observe identity script
+    """
+)
+
+
+#: Of these, what the tier S2 refuses to the privileged: code that is no file.
+S2 = names(
+    """
+    dash_command dash_standard_input dash_prompt bash_plus bash_option_argument bash_init_file bash_cluster python_module
+    perl_module dash_fifo dash_fifo_called_library python_ctypes sealed_source etc_source shell_reads_input
+    dash_reads_input shell_reads_kernel shell_pipe shell_heredoc shell_writes python_sealed_here python_command
+    perl_command dash_lone_dash_input
     """
 )
 
@@ -225,6 +239,11 @@ def all_code(built: Built) -> Report:
     return built.boot("lab.all-code")
 
 
+@pytest.fixture(scope="module")
+def s2(built: Built) -> Report:
+    return built.boot("lab.S2")
+
+
 def test_every_check_is_judged(lab: Report) -> None:
     assert set(lab.got) == REFUSED | FREE | NEVER | FATAL
 
@@ -292,8 +311,8 @@ def test_preflight_finds_what_ran_before_the_guard(lab: Report) -> None:
         assert said["readers"] == []
 
 
-def test_no_complaint_of_the_kernel(lab: Report, all_code: Report) -> None:
-    for report in (lab, all_code):
+def test_no_complaint_of_the_kernel(lab: Report, all_code: Report, s2: Report) -> None:
+    for report in (lab, all_code, s2):
         assert "BUG:" not in report.console
         assert "WARNING:" not in report.console
         assert "Oops" not in report.console
@@ -319,7 +338,27 @@ def test_all_code_has_its_controls_and_its_audit(all_code: Report) -> None:
         assert {(rule, mode) for rule in ("exec", "map", "anonymous", "modified", "script", "identity")} <= users
 
 
-def test_the_tier_is_said_with_the_latch(lab: Report, all_code: Report) -> None:
+def test_s2_starts_privileged_interpreters_for_signed_scripts_only(s2: Report) -> None:
+    allowed = {name for name in REFUSED | FATAL | S2 if s2.got[name].get("locked") == 0}
+    assert not allowed
+    failed = {name: s2.got[name].get("locked") for name in FREE - S2 if s2.got[name].get("locked") != 0}
+    assert not failed
+
+
+def test_s2_has_its_controls_and_its_audit(s2: Report) -> None:
+    for mode in ("open", "audit"):
+        failed = {name: s2.got[name].get(mode) for name in REFUSED | FREE if s2.got[name].get(mode) != 0}
+        assert not failed, mode
+    _, audited, locked = s2.said["denials"]
+    for mode, said in (("audit", audited), ("locked", locked)):
+        launched = [denial for denial in said["denials"] if (denial["rule"], denial["mode"]) == ("launch", mode)]
+        assert {denial["path"].rpartition("/")[2] for denial in launched} >= {"dash", "bash", "python3.13", "perl"}
+        assert {denial["uid"] for denial in launched} == {0}
+
+
+def test_the_tier_is_said_with_the_latch(lab: Report, all_code: Report, s2: Report) -> None:
+    assert {said["scripts"] for said in lab.said["status"] + all_code.said["status"]} == {"S1"}
+    assert [said["scripts"] for said in s2.said["status"]] == ["S1"] * 2 + ["S2"] * 3
     assert {said["tier"] for said in lab.said["status"]} == {"privileged"}
     # Once latched it stays, also when a latch is asked for without it.
     assert [said["tier"] for said in all_code.said["status"]] == ["privileged"] * 2 + ["all-code"] * 3

@@ -94,7 +94,7 @@ def test_all_code(reference: Reference) -> None:
     stage.guest("cp", "/usr/bin/sleep", "/home/alice/sleep")
     stage.guest("systemd-run", "--quiet", "--uid=alice", "--unit=theirs", "/home/alice/sleep", "600")
     preview = stage.guest("freehold", "lock", "--all-code", "-n", "--json").stdout
-    assert {row["path"] for row in json.loads(preview)["blocking"]} == {"/home/alice/sleep"}
+    assert {row["path"].rpartition("/home/")[2] for row in json.loads(preview)["blocking"]} == {"alice/sleep"}
     assert json.loads(stage.guest("freehold", "lock", "-n", "--json").stdout)["blocking"] == []
     stage.guest("systemctl", "stop", "mine", "theirs")
     stage.signed("lock", "--all-code")
@@ -120,3 +120,65 @@ def check_all_code(stage: Stage) -> None:
     # And root's, as ever.
     assert stage.guest("/var/lib/marker", check=False).status != 0
     assert stage.guest("sh", "-c", shlex.join(["echo", "data"])).text.strip() == "data"
+
+
+#: What root has no more in tier S2; each works on the open machine.
+LAUNCHES = (
+    ("sh", "-c", "echo ran"),
+    ("bash", "-ec", "echo ran"),
+    ("bash", "+e", "-c", "echo ran"),
+    ("python3", "-c", "print('ran')"),
+    ("python3", "-m", "platform"),
+    ("perl", "-e", "print 'ran'"),
+    ("perl", "-Mstrict;BEGIN{print('ran')}", "-v"),
+    ("systemd-run", "--wait", "--quiet", "--pipe", "sh", "-c", "echo ran"),
+    ("ssh", *SSH[1:-1], "root@127.0.0.1", "echo ran"),
+)
+#: What root goes on doing: signed programs and scripts, and whatever a user is.
+SCRIPTS = (
+    ("freehold", "status"),
+    ("ldd", "/usr/bin/true"),
+    ("which.debianutils", "ls"),
+    ("sh", "/usr/bin/which.debianutils", "ls"),
+    ("bash", "-e", "-o", "pipefail", "/usr/bin/which.debianutils", "ls"),
+    ("systemd-run", "--wait", "--quiet", "--pipe", "--uid=alice", "sh", "-c", "echo ran"),
+)
+
+
+def test_s2(reference: Reference) -> None:
+    stage = start(reference, "s2")
+    # Root by ssh, where an owner allows it: the key is in the factory's place, so the lock commits it.
+    stage.guest("sh", "-c", f"mkdir -p /etc/ssh/authorized_keys.d && cat {KEY}.pub >> /etc/ssh/authorized_keys.d/root")
+    works_while_open = [(stage.guest(*act, check=False).status, act) for act in (*LAUNCHES, *SCRIPTS)]
+    assert [row for row in works_while_open if row[0] != 0] == []
+    preview = stage.guest("freehold", "lock", "--tier", "S2", "-n").text
+    assert "root has no shell by ssh" in preview
+    stage.signed("lock", "--tier", "S2")
+    check_s2(stage)
+    reference.cold_reboot()
+    settled(stage)
+    # The whole boot, and nothing of it was shell text.
+    assert denials(stage) == []
+    check_s2(stage)
+
+
+def check_s2(stage: Stage) -> None:
+    """Root's interpreters start for signed scripts; users' shells are theirs."""
+    lock = status(stage)["lock"]
+    assert (lock["state"], lock["tier"], lock["scripts"]) == ("locked", "privileged", "S2")
+    before = denials(stage)
+    for act in SCRIPTS:
+        done = stage.guest(*act, check=False)
+        assert done.status == 0, (act, done.stderr)
+    # A user's own code as well: S2 is about root.
+    for text in (*CODE, *WORK):
+        assert login(stage, text)[0] == 0, text
+    assert denials(stage) == before, "work was refused something"
+    for launch in LAUNCHES:
+        done = stage.guest(*launch, check=False)
+        assert done.status != 0, launch
+        assert "ran" not in done.text, launch
+    launched = [row for row in denials(stage) if row["rule"] == "launch"]
+    assert {row["uid"] for row in launched} == {0}
+    assert {"sh", "bash", "perl"} <= {row["program"] for row in launched}
+    assert launched[0]["sentence"].endswith("without a signed script")

@@ -42,6 +42,8 @@ OWNER = Path("/sysroot/owner")
 INBOX = Path("/sysroot/inbox")
 STATE = Path("/sysroot/state")
 RUN = Path("/run/freehold")
+#: What the image was built for, one word; `[lock] tier` of its recipe.
+PROFILE = Path("/usr/lib/freehold/lock-tier")
 CMDLINE = Path("/proc/cmdline")
 LOCK_FILE = RUN / "lock.lock"
 
@@ -138,6 +140,11 @@ def known_floor() -> floor.Known:
     return floor.known(OWNER, KEYCHAIN)
 
 
+def profile_scripts() -> intent.Scripts:
+    """The tier of scripts that the running image was built for, which `freehold lock` proposes."""
+    return "s2" if PROFILE.is_file() and PROFILE.read_text().strip() == "S2" else "s1"
+
+
 def running_release() -> int:
     """The number of the release that runs, 0 when it has none."""
     return floor.release_of(CMDLINE.read_text(errors="replace"))
@@ -166,7 +173,7 @@ def boot_floor() -> dict[str, object]:
 
 def propose(
     lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None, strict: bool = False,
-    tier: intent.Tier = "privileged",
+    tier: intent.Tier = "privileged", scripts: intent.Scripts = "s1",
 ) -> Intent:
     """The intent that would follow the newest believed one, whose requests stay; ``strict``: no device key.
 
@@ -179,7 +186,7 @@ def propose(
     current, _ = waiting()
     return Intent(
         machine=machine_id(), serial=next_serial(), lock=lock, since=int(time.time()), config=config,
-        floor=kept if wanted_floor is None else wanted_floor, strict=strict, tier=tier,
+        floor=kept if wanted_floor is None else wanted_floor, strict=strict, tier=tier, scripts=scripts,
         requests=current.requests if current else None,
     )  # fmt: skip
 

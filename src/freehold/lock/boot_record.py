@@ -17,7 +17,8 @@ def note(path: Path, wanted: Intent) -> None:
     except (OSError, ValueError):
         return
     record["intent"] = {
-        "state": "valid", "serial": wanted.serial, "lock": wanted.lock, "tier": wanted.tier, "since": wanted.since,
+        "state": "valid", "serial": wanted.serial, "lock": wanted.lock, "tier": wanted.tier,
+        "scripts": wanted.scripts, "since": wanted.since,
     }  # fmt: skip
     record["config"] = wanted.config or ""
     atomic.write(path, json.dumps(record) + "\n")

@@ -65,14 +65,10 @@ class Finder:
 
 def preflight(tier: Tier = "privileged") -> list[dict[str, Any]]:
     """Processes that hold already what the lock would not let them get: code (users' too, by ``tier``), files of the owner."""
-    answer = _ask("preflight", *_words(tier), check=False)
+    answer = _ask("preflight", *([] if tier == "privileged" else [tier]), check=False)
     if not {"mappings", "writers", "readers"} <= answer.keys():
         raise FreeholdError("the guard could not look through the running processes")
     return [{"comm": _name(row.get("pid")), **row} for row in [*answer["mappings"], *answer["writers"], *answer["readers"]]]
-
-
-def _words(tier: Tier) -> list[str]:
-    return [] if tier == "privileged" else [tier]
 
 
 def _name(pid: object) -> str:
@@ -84,7 +80,7 @@ def _name(pid: object) -> str:
 
 
 def latch(wanted: Intent) -> None:
-    """Switch enforcement (``locked``) or recording (``audit``) on, in the intent's tier; there is no way back in this boot."""
+    """Switch enforcement (``locked``) or recording (``audit``) on, in the intent's tiers; there is no way back in this boot."""
     if wanted.lock == "locked":
         try:
             LOCKDOWN.write_text("integrity")
@@ -92,6 +88,7 @@ def latch(wanted: Intent) -> None:
             # It is at this level already, as with Secure Boot.
             if "[integrity]" not in LOCKDOWN.read_text() and "[confidentiality]" not in LOCKDOWN.read_text():
                 raise
-    run.run([GUARDCTL, "latch", wanted.lock, *_words(wanted.tier)])
+    words = [word for word, said in (("all-code", wanted.tier == "all-code"), ("S2", wanted.scripts == "s2")) if said]
+    run.run([GUARDCTL, "latch", wanted.lock, *words])
     # A boot that begins with the guard starts it by itself. It only tells: whether it runs changes nothing else.
     run.run(["systemctl", "start", "--no-block", REPORTER], check=False)

@@ -106,6 +106,12 @@ RULES = (
          "An interpreter that runs as root takes its text from the sealed tree and from signed files; after "
          "`freehold lock --all-code` every interpreter does.",
          (*_SIGN, _USER, _PACKAGE, _RECIPE)),
+    Rule("launch", "65950bb4a91b4ebab13b218dfdaf70f1", "start {path} without a signed script",
+         "In tier S2 a privileged interpreter runs a script that is a signed file, said by its path, and nothing else: no code "
+         "in its arguments or on its input, no prompt, no options that bring either. It was killed before it ran a line.",
+         (Way("put the text into a script of the next release ([[files]] of the recipe) and start that; of units the build does "
+              "it where the recipe says [lock] tier = \"S2\""),
+          Way("or run it as a user, whose shells are free: in a unit User= or DynamicUser=yes"), _OPEN)),
 )  # fmt: skip
 #: For a rule that a newer guard has and this table not.
 OTHER = Rule("other", "638cd977b2934358a5374482ff7becac", "do what the guard refuses ({path})",

@@ -169,6 +169,9 @@ static const struct check {
 	N(exec_unsigned), N(exec_script), N(exec_memfd), N(map_anonymous), N(map_unsigned), N(protect_modified),
 	N(mount_usr_own_namespace), N(ptrace_own), N(dash_script), N(python_script), N(another_program_map), N(exec_sealed),
 	N(python_command),
+	C(dash_command), C(dash_standard_input), C(dash_prompt), C(bash_plus), C(bash_option_argument), C(bash_init_file), C(bash_cluster),
+	C(python_module), C(perl_module), C(dash_fifo), C(dash_fifo_called_library), C(dash_plain_options), C(dash_by_itself), C(dash_lone_dash), C(dash_lone_dash_input),
+	C(dash_script_reads_fifo), U(dash_command), U(dash_standard_input), U(dash_fifo), N(dash_command),
 };
 
 static int become(enum who who)
@@ -245,7 +248,7 @@ static long long now_us(void)
 static void guardctl(const char *command, const char *argument)
 {
 	/* What the latch says with the mode: a word of its own on the kernel's command line. */
-	const char *flags = strcmp(command, "latch") == 0 && asked("lab.all-code") ? "all-code" : NULL;
+	const char *flags = strcmp(command, "latch") ? NULL : asked("lab.all-code") ? "all-code" : asked("lab.S2") ? "S2" : NULL;
 	int status;
 	pid_t pid;
 

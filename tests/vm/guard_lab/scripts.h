@@ -120,4 +120,59 @@ static int python_sealed_link(void) { return ran(RUN(PYTHON, "-I", "-S", "/usr/b
 static int python_command(void) { return ran(RUN(PYTHON, "-I", "-S", "-c", "raise SystemExit(7 if open('/tmp/data').read() else 9)")); }
 static int perl_command(void) { return ran(RUN(PERL, "-e", "open F, '/tmp/data' or exit 9; exit 7 if <F>")); }
 
+/* ---- code that is no file: what S2 refuses to the privileged ---- */
+
+/* With text on standard input, which no file holds. */
+static int fed(const char *text, char *const argv[])
+{
+	int ends[2], saved = dup(0), status;
+
+	if (pipe(ends) || write(ends[1], text, strlen(text)) < 0)
+		return errno;
+	close(ends[1]);
+	dup2(ends[0], 0);
+	close(ends[0]);
+	status = spawn(argv, (char *[]){NULL});
+	dup2(saved, 0);
+	close(saved);
+	return ran(status);
+}
+
+/* A pipe with a name, and text in it. */
+static int fed_by_name(const char *path, const char *text, char *const argv[])
+{
+	int fd, status;
+
+	mkfifo(path, 0666);
+	chmod(path, 0666);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		return errno;
+	status = spawn(argv, (char *[]){NULL});
+	close(fd);
+	return ran(status);
+}
+
+#define ARGV(...) ((char *[]){__VA_ARGS__, NULL})
+
+static int dash_command(void) { return ran(RUN(DASH, "-c", "exit 7")); }
+static int dash_standard_input(void) { return fed("exit 7\n", ARGV(DASH, "-s")); }
+static int dash_prompt(void) { return fed("exit 7\n", ARGV(DASH)); }
+static int bash_plus(void) { return ran(RUN(BASH, "+e", "-c", "exit 7")); }
+static int bash_option_argument(void) { return ran(RUN(BASH, "-oc", "errexit", "exit 7")); }
+static int bash_init_file(void) { return ran(RUN(BASH, "--init-file", "/usr/lib/sealed.sh", "-c", "exit 7")); }
+static int bash_cluster(void) { return ran(RUN(BASH, "-ec", "exit 7")); }
+static int python_module(void) { return ran(RUN(PYTHON, "-S", "-m", "seven")); }
+static int perl_module(void) { return ran(RUN(PERL, "-I/usr/lib", "-Mseven", "/usr/lib/sealed")); }
+static int dash_fifo(void) { return fed_by_name("/tmp/fifo", "exit 7\n", ARGV(DASH, "/tmp/fifo")); }
+static int dash_fifo_called_library(void) { return fed_by_name("/tmp/place/libc.so.6", "exit 7\n", ARGV(DASH, "/tmp/place/libc.so.6")); }
+
+/* ---- and what S2 leaves alone ---- */
+
+static int dash_plain_options(void) { return ran(RUN(DASH, "-eu", "-o", "noglob", "--", "/usr/lib/sealed.sh")); }
+static int dash_lone_dash(void) { return ran(RUN(DASH, "-", "/usr/lib/sealed.sh")); }
+static int dash_lone_dash_input(void) { return fed("exit 7\n", ARGV(DASH, "-")); }
+static int dash_by_itself(void) { return ran(RUN("/usr/bin/by-itself")); }
+static int dash_script_reads_fifo(void) { return fed_by_name("/tmp/fifo", "data\n", ARGV(DASH, "/usr/lib/reads.sh", "/tmp/fifo")); }
+
 #endif
