@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The guard: a BPF LSM program. While the machine is locked, privileged processes run sealed code only, and nobody
- * changes the guard, the owner directory or what the kernel itself starts. docs/guard.md explains each rule.
+ * The guard: a BPF LSM program. While the machine is locked, privileged processes (all, where the owner said all-code) run
+ * sealed code only, and nobody changes the guard, the owner directory or what the kernel itself starts. docs/guard.md explains
+ * each rule.
  *
  * tracking         inode_setintegrity                      remembers files whose fs-verity signature the kernel accepted
  *                  bprm_creds_for_exec, bprm_check_security  remember an untrusted file anywhere in a chain of interpreters
@@ -47,6 +48,7 @@ char LICENSE[] SEC("license") = "GPL"; /* the kernel offers these helpers to suc
 #define S_IFREG 0100000
 #define S_IFBLK 0060000
 #define S_IFCHR 0020000
+#define S_IFIFO 0010000
 #define O_NONBLOCK 04000
 #define SG_MAJOR 21
 #define LOOP_MAJOR 7
@@ -99,12 +101,13 @@ struct task_tag {
 	__u32 untrusted;       /* the exec under way has an untrusted file in its chain ... */
 	char name[GUARD_NAMES][GUARD_NAME]; /* ... this one */
 	__u32 interpreter; /* enum guard_interpreter_kind; found out at the first open after an exec */
+	__u32 script_begin, script_from; /* where among the arguments its path and the last part of it begin */
 	char script_name[GUARD_NAME] __attribute__((aligned(8))); /* the last part of the script's path, cut */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2); /* the mode; the running /etc, where locking put another one in its place */
+	__uint(max_entries, 2); /* mode and flags; the running /etc, where locking put another one in its place */
 	__type(key, __u32);
 	__type(value, __u32);
 } gd_mode SEC(".maps");
@@ -193,9 +196,9 @@ int BPF_PROG(guard_exec_done, const struct linux_binprm *bprm)
 						  BPF_CORE_READ(bprm, unsafe), tag->updater);
 		tag->loading = 0;
 		tag->interpreter = INTERPRETER_UNKNOWN;
-		/* While open nobody watches which files it opens: then it counts as one that ran before. */
+		/* While it is not bound nobody watches which files it opens: then it counts as one that ran before. */
 		tag->script = SCRIPT_UNKNOWN;
-		if (mode() == GUARD_OPEN)
+		if (mode() == GUARD_OPEN || !(tag->born_privileged || latched(GUARD_ALL_CODE)))
 			tag->script = SCRIPT_SEEN;
 	}
 	return 0;
@@ -206,11 +209,11 @@ int BPF_PROG(guard_fork, struct task_struct *task, unsigned long clone_flags)
 {
 	struct task_tag *parent = bpf_task_storage_get(&gd_tasks, bpf_get_current_task_btf(), 0, 0), *child;
 
-	if (!parent || !parent->born_privileged)
+	if (!parent || !(parent->born_privileged || latched(GUARD_ALL_CODE)))
 		return 0;
 	child = bpf_task_storage_get(&gd_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (child) {
-		child->born_privileged = 1;
+		child->born_privileged = parent->born_privileged;
 		child->interpreter = parent->interpreter;
 		child->script = parent->script;
 		__builtin_memcpy(child->script_name, parent->script_name, sizeof(child->script_name));
@@ -239,7 +242,7 @@ int BPF_PROG(guard_exec, struct linux_binprm *bprm, const struct file *file)
 		__builtin_memcpy(key.name, tag->name, sizeof(key.name));
 	else
 		names_of(key.name, BPF_CORE_READ(file, f_path.dentry));
-	if (privileged(after)) {
+	if (latched(GUARD_ALL_CODE) || privileged(after)) {
 		key.rule = RULE_EXEC;
 		return verdict(&key, 0);
 	}
@@ -274,7 +277,7 @@ int BPF_PROG(guard_mmap, struct file *file, unsigned long reqprot, unsigned long
 {
 	__u64 raw = 0;
 
-	if (!(prot & PROT_EXEC) || mode() == GUARD_OPEN || !privileged_now())
+	if (!(prot & PROT_EXEC) || mode() == GUARD_OPEN || !bound_now())
 		return 0;
 	/* The verifier of 6.12 believes file is never NULL and deletes the check: look at the raw word. */
 	bpf_probe_read_kernel(&raw, sizeof(raw), ctx);
@@ -294,7 +297,7 @@ int BPF_PROG(guard_mprotect, struct vm_area_struct *vma, unsigned long reqprot, 
 	struct dentry *dentry;
 	bool trusted = false;
 
-	if (!(prot & PROT_EXEC) || mode() == GUARD_OPEN || !privileged_now())
+	if (!(prot & PROT_EXEC) || mode() == GUARD_OPEN || !bound_now())
 		return 0;
 	file = vma->vm_file;
 	if (!file)
@@ -450,6 +453,11 @@ int BPF_PROG(guard_open, struct file *file)
 		return refuse(RULE_BLOCK, dentry, BPF_CORE_READ(inode, i_rdev));
 	if (type == S_IFREG) {
 		int result = script_open(file, dentry);
+
+		if (result)
+			return result;
+	} else if (type == S_IFIFO || type == S_IFCHR) {
+		int result = script_stream(inode, dentry);
 
 		if (result)
 			return result;

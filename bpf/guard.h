@@ -1,18 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the guard's kernel half and its user half both know: modes, rules, map layouts. ABI 1. */
+/* What the guard's kernel half and its user half both know: modes, rules, map layouts. ABI 2. */
 #ifndef FREEHOLD_BPF_GUARD_H
 #define FREEHOLD_BPF_GUARD_H
 
-#define GUARD_ABI 1
+#define GUARD_ABI 2
 
 /* Modes only ever go up within one boot. */
 #define GUARD_OPEN 0   /* tracks signatures, refuses and records nothing */
 #define GUARD_AUDIT 1  /* records what it would refuse, refuses nothing */
 #define GUARD_LOCKED 2 /* refuses and records */
+#define GUARD_MODES 0xff
+
+/* Said together with the mode, in one word, and as final. */
+#define GUARD_ALL_CODE 0x100 /* the rules about code bind every process, not only privileged ones */
+#define GUARD_SCRIPTS_S2 0x200 /* privileged interpreters start with a trusted script only */
+#define GUARD_FLAGS (GUARD_ALL_CODE | GUARD_SCRIPTS_S2)
 
 /* Why something was refused; the order is ABI, the names are GUARD_RULE_NAMES. */
 enum guard_rule {
-	RULE_EXEC,	   /* privileged exec of an untrusted file, script or interpreter */
+	RULE_EXEC,	   /* bound exec of an untrusted file, script or interpreter */
 	RULE_GAIN,	   /* set-uid or set-gid program outside the sealed tree */
 	RULE_MAP,	   /* executable mapping of an untrusted file */
 	RULE_MAP_WRITABLE, /* mapping both writable and executable */
@@ -35,7 +41,8 @@ enum guard_rule {
 	RULE_SECRET,	   /* reading below the owner directory's secrets, or looking into the updater */
 	RULE_OBSERVE,	   /* perf events, tracefs: other ways to see the memory of others */
 	RULE_IDENTITY,	   /* another file set as the running program */
-	RULE_SCRIPT,	   /* text from an untrusted file, run by a privileged interpreter */
+	RULE_SCRIPT,	   /* text from an untrusted file, run by a bound interpreter */
+	RULE_LAUNCH,	   /* privileged interpreter started without a trusted script */
 	RULE_COUNT
 };
 
@@ -43,7 +50,7 @@ enum guard_rule {
 	{                                                                                                              \
 		"exec", "gain", "map", "map-writable", "anonymous", "modified", "ptrace", "capability", "kernel-file", \
 			"block", "helper", "memory-file", "securityfs", "mount", "umount", "pivot", "pin", "map-fd",   \
-			"program", "owner", "secret", "observe", "identity", "script"                                                                             \
+			"program", "owner", "secret", "observe", "identity", "script", "launch"                                                                             \
 	}
 
 #define GUARD_COMM 16
@@ -95,6 +102,7 @@ struct guard_denial {
 struct guard_latch_request {
 	__u32 mode;
 	__u32 etc_dev; /* with GUARD_LOCKED: the running /etc now, kernel dev_t; 0: still the one that was frozen */
+	__u32 flags;   /* GUARD_FLAGS */
 };
 
 #endif

@@ -10,7 +10,16 @@ static __always_inline __u32 mode(void)
 	__u32 zero = 0;
 	__u32 *value = bpf_map_lookup_elem(&gd_mode, &zero);
 
-	return value ? *(volatile __u32 *)value : GUARD_LOCKED;
+	return value ? *(volatile __u32 *)value & GUARD_MODES : GUARD_LOCKED;
+}
+
+/* Was the flag said when the mode rose? */
+static __always_inline bool latched(__u32 flag)
+{
+	__u32 zero = 0;
+	__u32 *value = bpf_map_lookup_elem(&gd_mode, &zero);
+
+	return value && *(volatile __u32 *)value & flag;
 }
 
 /* The running /etc: locking a machine that runs puts another file system there, after the guard was loaded. */
@@ -101,6 +110,12 @@ static __always_inline bool privileged_now(void)
 		return true;
 	tag = bpf_task_storage_get(&gd_tasks, task, 0, 0);
 	return tag && tag->born_privileged && BPF_CORE_READ(task, mm, mm_users.counter) > 1;
+}
+
+/* Do the rules about code bind the running task? */
+static __always_inline bool bound_now(void)
+{
+	return latched(GUARD_ALL_CODE) || privileged_now();
 }
 
 static __always_inline bool trusted_inode(struct inode *inode)

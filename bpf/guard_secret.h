@@ -236,7 +236,7 @@ int BPF_PROG(guard_prctl, int option, unsigned long what)
 	int result;
 
 	if (option != PR_SET_MM || (what != PR_SET_MM_EXE_FILE && what != PR_SET_MM_MAP) || mode() == GUARD_OPEN ||
-	    !privileged_now())
+	    !bound_now())
 		return -ENOSYS; /* what this hook says for "go on" */
 	result = refuse(RULE_IDENTITY, BPF_CORE_READ(bpf_get_current_task_btf(), mm, exe_file, f_path.dentry), what);
 	if (!result)

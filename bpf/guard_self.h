@@ -72,26 +72,26 @@ int BPF_PROG(guard_umount, struct vfsmount *vfsmount, int flags)
 	return 0;
 }
 
-/* ---- the latch: the only way to change the mode, and only upwards; a request for GUARD_OPEN asks for the mode ---- */
+/* ---- the latch: the only way to change mode and flags, and only upwards; a request for GUARD_OPEN asks for them ---- */
 
 SEC("syscall")
 int guard_latch(struct guard_latch_request *request)
 {
-	__u32 zero = 0, one = 1, wanted = request->mode, etc = request->etc_dev;
+	__u32 zero = 0, one = 1, wanted = request->mode, etc = request->etc_dev, flags = request->flags;
 	__u32 *value = bpf_map_lookup_elem(&gd_mode, &zero), *place = bpf_map_lookup_elem(&gd_mode, &one);
 
-	if (!value || !place || wanted > GUARD_LOCKED)
+	if (!value || !place || wanted > GUARD_LOCKED || (flags & ~GUARD_FLAGS))
 		return -22;
 	if (wanted == GUARD_OPEN)
-		return mode();
+		return *(volatile __u32 *)value;
 	for (int i = 0; i < 4; i++) {
 		__u32 now = *(volatile __u32 *)value;
 
-		if (now == wanted)
-			return 0;
-		if (now > wanted)
+		if ((now & GUARD_MODES) == wanted)
+			return flags & ~now ? -EPERM : 0;
+		if ((now & GUARD_MODES) > wanted)
 			return -EPERM;
-		if (__sync_val_compare_and_swap(value, now, wanted) == now) {
+		if (__sync_val_compare_and_swap(value, now, wanted | flags) == now) {
 			if (wanted == GUARD_LOCKED && etc) /* once: nobody gets here a second time */
 				*(volatile __u32 *)place = etc;
 			return 0;

@@ -601,9 +601,9 @@ int guard_load(const struct guard_config *config)
 }
 
 /* Runs the pinned latch: what it returned, or -errno. */
-static int request(unsigned mode)
+static int request(unsigned mode, unsigned flags)
 {
-	struct guard_latch_request request = {.mode = mode};
+	struct guard_latch_request request = {.mode = mode, .flags = flags};
 	struct stat root, etc;
 	LIBBPF_OPTS(bpf_test_run_opts, run, .ctx_in = &request, .ctx_size_in = sizeof(request));
 	int latch = bpf_obj_get(GUARD_PINS "/latch");
@@ -620,12 +620,21 @@ static int request(unsigned mode)
 
 int guard_mode(void)
 {
-	return request(GUARD_OPEN);
+	int word = request(GUARD_OPEN, 0);
+
+	return word < 0 ? word : word & GUARD_MODES;
 }
 
-int guard_latch(unsigned mode)
+unsigned guard_flags(void)
 {
-	int error = mode == GUARD_OPEN ? -EINVAL : request(mode);
+	int word = request(GUARD_OPEN, 0);
+
+	return word < 0 ? 0 : (unsigned)word & GUARD_FLAGS;
+}
+
+int guard_latch(unsigned mode, unsigned flags)
+{
+	int error = mode == GUARD_OPEN ? -EINVAL : request(mode, flags);
 
 	if (error == -ENOENT)
 		return fail("the guard is not loaded", error);

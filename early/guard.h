@@ -53,11 +53,14 @@ void guard_kept(unsigned long long *maps, unsigned long long *programs);
 /* Has the process (a name in /proc) a thread that is privileged, as docs/guard.md has it? */
 bool guard_is_privileged(const char *pid);
 
-/* Raises the mode (GUARD_AUDIT or GUARD_LOCKED) through the pins. 0, or -errno with one line on standard error;
- * -EPERM when the mode is already higher. */
-int guard_latch(unsigned mode);
+/* Raises the mode (GUARD_AUDIT or GUARD_LOCKED) through the pins, with GUARD_FLAGS. 0, or -errno with one line on standard
+ * error; -EPERM when the mode is already higher, or this high without these flags. */
+int guard_latch(unsigned mode, unsigned flags);
 
 /* The mode now (GUARD_OPEN and up), or -errno: -ENOENT when the guard is not loaded. Prints nothing. */
 int guard_mode(void);
+
+/* The flags that the mode was raised with; 0 while open. Prints nothing. */
+unsigned guard_flags(void);
 
 #endif

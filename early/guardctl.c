@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * guardctl: what the guard is doing, as JSON on standard output (ABI 1). Static, so that it runs anywhere.
+ * guardctl: what the guard is doing, as JSON on standard output (ABI 2). Static, so that it runs anywhere.
  *
- *   guardctl status            {"abi":1,"loaded":…,"mode":"open|audit|locked","counters":{RULE:N,…}}
+ *   guardctl status            {"abi":2,"loaded":…,"mode":"open|audit|locked","tier":"privileged|all-code",
+ *                              "scripts":"S1|S2","counters":{RULE:N,…}}
  *   guardctl load              what status says; loads the guard in open mode unless it is loaded
- *   guardctl latch audit|locked
- *   guardctl denials           {"abi":1,"denials":[{rule,comm,path,count,last,uid,pid,mode,detail},…]}
- *   guardctl preflight         {"abi":1,"mappings":[…],"writers":[…],"readers":[…]}: what the latch cannot undo;
+ *   guardctl latch audit|locked [all-code] [S2]
+ *   guardctl denials           {"abi":2,"denials":[{rule,comm,path,count,last,uid,pid,mode,detail},…]}
+ *   guardctl preflight [all-code]
+ *                              {"abi":2,"mappings":[…],"writers":[…],"readers":[…]}: what the latch cannot undo;
  *                              status 1 if any
  *
  * Exit status: 0 done, 1 failed or found something, 2 usage.
@@ -34,6 +36,8 @@
 
 static const char *const RULES[RULE_COUNT] = GUARD_RULE_NAMES;
 static const char *const MODES[] = {"open", "audit", "locked"};
+static const char *const TIERS[] = {"privileged", "all-code"};
+static const char *const SCRIPTS[] = {"S1", "S2"};
 
 static int open_map(const char *name)
 {
@@ -70,7 +74,8 @@ static int show_status(void)
 	int mode = guard_mode(), counters;
 
 	if (mode == -ENOENT) {
-		printf("{\"abi\":%d,\"loaded\":false,\"mode\":\"open\",\"counters\":{}}\n", GUARD_ABI);
+		printf("{\"abi\":%d,\"loaded\":false,\"mode\":\"open\",\"tier\":\"%s\",\"scripts\":\"%s\",\"counters\":{}}\n", GUARD_ABI,
+		       TIERS[0], SCRIPTS[0]);
 		return 0;
 	}
 	if (mode < 0 || mode > GUARD_LOCKED) {
@@ -80,7 +85,8 @@ static int show_status(void)
 	counters = open_map("gd_counters");
 	if (counters < 0)
 		return 1;
-	printf("{\"abi\":%d,\"loaded\":true,\"mode\":\"%s\",\"counters\":{", GUARD_ABI, MODES[mode]);
+	printf("{\"abi\":%d,\"loaded\":true,\"mode\":\"%s\",\"tier\":\"%s\",\"scripts\":\"%s\",\"counters\":{", GUARD_ABI,
+	       MODES[mode], TIERS[guard_flags() & GUARD_ALL_CODE ? 1 : 0], SCRIPTS[guard_flags() & GUARD_SCRIPTS_S2 ? 1 : 0]);
 	for (__u32 key = 0; key < RULE_COUNT; key++) {
 		__u64 count = 0;
 
@@ -269,7 +275,8 @@ static int configuration(struct guard_bpf__rodata *config)
 	return 0;
 }
 
-static int preflight(void)
+/* `everybody`: users' mappings as well. */
+static int preflight(bool everybody)
 {
 	struct guard_bpf__rodata config;
 	int found = 0;
@@ -289,7 +296,7 @@ static int preflight(void)
 				continue;
 			if (round)
 				found += show_descriptors(entry->d_name, &config, round == 2, &first);
-			else if (guard_is_privileged(entry->d_name))
+			else if (everybody || guard_is_privileged(entry->d_name))
 				found += show_mappings(entry->d_name, &config, &first);
 		}
 		if (proc)
@@ -321,7 +328,11 @@ static int load(void)
 
 int main(int argc, char **argv)
 {
+	unsigned flags = 0;
+
 	libbpf_set_print(NULL);
+	while (argc > 2 && (strcmp(argv[argc - 1], TIERS[1]) == 0 || strcmp(argv[argc - 1], SCRIPTS[1]) == 0))
+		flags |= argv[--argc][0] == 'S' ? GUARD_SCRIPTS_S2 : GUARD_ALL_CODE;
 	if (argc == 2 && strcmp(argv[1], "status") == 0)
 		return show_status();
 	if (argc == 2 && strcmp(argv[1], "load") == 0)
@@ -329,12 +340,12 @@ int main(int argc, char **argv)
 	if (argc == 2 && strcmp(argv[1], "denials") == 0)
 		return show_denials();
 	if (argc == 2 && strcmp(argv[1], "preflight") == 0)
-		return preflight();
+		return preflight(flags & GUARD_ALL_CODE);
 	if (argc == 3 && strcmp(argv[1], "latch") == 0) {
 		for (unsigned mode = GUARD_AUDIT; mode <= GUARD_LOCKED; mode++)
 			if (strcmp(argv[2], MODES[mode]) == 0)
-				return guard_latch(mode) ? 1 : show_status();
+				return guard_latch(mode, flags) ? 1 : show_status();
 	}
-	fprintf(stderr, "usage: guardctl status | load | denials | preflight | latch audit|locked\n");
+	fprintf(stderr, "usage: guardctl status | load | denials | preflight [all-code] | latch audit|locked [all-code] [S2]\n");
 	return 2;
 }

@@ -14,10 +14,11 @@
 
 static const char *const lock_names[] = { "open", "audit", "locked" };
 static const char *const tier_names[] = { "privileged", "all-code" };
+static const char *const scripts_names[] = { "s1", "s2" };
 static const char *const strict_names[] = { "no", "yes" };
 
-enum key { MACHINE, SERIAL, LOCK, TIER, CONFIG, SINCE, EMERGENCY_SSH, FLOOR, REQUESTS, STRICT, KEYS };
-static const char *const key_names[KEYS] = { "machine", "serial",	 "lock",  "tier",     "config",
+enum key { MACHINE, SERIAL, LOCK, TIER, SCRIPTS, CONFIG, SINCE, EMERGENCY_SSH, FLOOR, REQUESTS, STRICT, KEYS };
+static const char *const key_names[KEYS] = { "machine", "serial",	 "lock",  "tier",     "scripts", "config",
 					     "since",	"emergency-ssh", "floor", "requests", "strict" };
 #define REQUIRED (1u << MACHINE | 1u << SERIAL | 1u << LOCK | 1u << SINCE)
 
@@ -104,6 +105,10 @@ static bool assign(enum key key, struct span value, struct intent *out)
 		index = find(value, tier_names, 2);
 		out->tier = index < 0 ? INTENT_ALL_CODE : (enum intent_tier)index;
 		return index >= 0;
+	case SCRIPTS:
+		index = find(value, scripts_names, 2);
+		out->scripts = index < 0 ? INTENT_S2 : (enum intent_scripts)index;
+		return index >= 0;
 	case CONFIG:
 		return copy(value, out->config, 64, HEX_DIGITS);
 	case SINCE:
@@ -177,4 +182,9 @@ const char *intent_lock_name(enum intent_lock lock)
 const char *intent_tier_name(enum intent_tier tier)
 {
 	return tier_names[tier];
+}
+
+const char *intent_scripts_name(enum intent_scripts scripts)
+{
+	return scripts_names[scripts];
 }

@@ -12,12 +12,14 @@
 
 enum intent_lock { INTENT_OPEN, INTENT_AUDIT, INTENT_LOCKED };
 enum intent_tier { INTENT_PRIVILEGED, INTENT_ALL_CODE };
+enum intent_scripts { INTENT_S1, INTENT_S2 };
 
 struct intent {
 	uint64_t serial;
 	uint64_t since;		/* seconds since 1970, informational */
 	enum intent_lock lock;
 	enum intent_tier tier;
+	enum intent_scripts scripts;
 	bool has_floor;		/* it says a floor, perhaps 0: the raised one is set to exactly that */
 	uint64_t floor;		/* no release below it boots while locked; 0: none */
 	bool strict;		/* no device key: the owner signs every deployment */
@@ -34,8 +36,9 @@ struct intent {
  */
 int intent_parse(const unsigned char *data, size_t length, struct intent *out);
 
-/* "open", "audit" or "locked"; "privileged" or "all-code". */
+/* "open", "audit" or "locked"; "privileged" or "all-code"; "s1" or "s2". */
 const char *intent_lock_name(enum intent_lock lock);
 const char *intent_tier_name(enum intent_tier tier);
+const char *intent_scripts_name(enum intent_scripts scripts);
 
 #endif

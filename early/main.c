@@ -186,7 +186,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 	bool valid = owner->standing == STANDING_VALID;
 	int length = snprintf(text, sizeof(text),
 			      "{\"schema\":\"freehold-boot-1\",\"image\":\"%s\",\"machine\":\"%s\",\"first_boot\":%s,"
-			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"since\":%llu},\"config\":\"%s\","
+			      "\"intent\":{\"state\":\"%s\",\"serial\":%llu,\"lock\":\"%s\",\"tier\":\"%s\",\"scripts\":\"%s\",\"since\":%llu},\"config\":\"%s\","
 			      "\"release\":%llu,\"floor\":{\"effective\":%llu,\"raised\":%llu,\"serial\":%llu,\"risen\":%s,\"set\":%s,\"tpm\":\"%s\"},"
 			      "\"remembered\":{\"lock\":\"%s\",\"serial\":%llu,\"overruled\":%s},"
 			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d,"
@@ -194,6 +194,8 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
 			      intent_lock_name(measure_lock(owner)),
+			      intent_tier_name(valid ? owner->intent.tier : INTENT_PRIVILEGED),
+			      intent_scripts_name(valid ? owner->intent.scripts : INTENT_S1),
 			      valid ? (unsigned long long)owner->intent.since : 0ULL, config ? owner->intent.config : "",
 			      (unsigned long long)floored->release, (unsigned long long)floored->floor.effective,
 			      (unsigned long long)floored->floor.raised, (unsigned long long)floored->floor.serial,
@@ -234,8 +236,14 @@ static void switch_root(void)
 		die("the root cannot be switched: %s", strerror(errno));
 }
 
+/* What is latched with the mode. An intent that is not believed does not say. */
+static unsigned tiers(const struct intent *intent)
+{
+	return (intent->tier == INTENT_ALL_CODE ? GUARD_ALL_CODE : 0) | (intent->scripts == INTENT_S2 ? GUARD_SCRIPTS_S2 : 0);
+}
+
 /* Raise the kernel's lockdown and switch the guard's enforcement on. There is no way back in this boot. */
-static void latch(bool locked)
+static void latch(bool locked, unsigned flags)
 {
 	int fd = locked ? open("/sys/kernel/security/lockdown", O_WRONLY | O_CLOEXEC) : -1;
 
@@ -244,7 +252,7 @@ static void latch(bool locked)
 		die("kernel lockdown cannot be raised: %s", strerror(errno));
 	if (fd >= 0)
 		close(fd);
-	int error = guard_latch(locked ? GUARD_LOCKED : GUARD_AUDIT);
+	int error = guard_latch(locked ? GUARD_LOCKED : GUARD_AUDIT, flags);
 	if (error && locked)
 		die("the guard cannot be latched: %s", strerror(-error));
 	if (error)
@@ -335,7 +343,7 @@ int main(void)
 		error = guard_load(&guard);
 		if (error)
 			die("the guard cannot be loaded (%s) and the owner asked for it", strerror(-error));
-		latch(locked);
+		latch(locked, rescue || !valid ? 0 : tiers(&owner.intent));
 	}
 	if (prepared)
 		prepare_finish(&preparation);

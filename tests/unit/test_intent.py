@@ -40,6 +40,7 @@ INTENTS = st.builds(
     floor=st.none() | st.just(0) | st.integers(0, 1 << 53),
     requests=st.none() | st.text(HEX, min_size=64, max_size=64),
     strict=st.booleans(),
+    scripts=st.sampled_from(["s1", "s2"]),
 )
 
 
@@ -79,6 +80,7 @@ GOOD = intents.serialize(
         floor=1_790_000_000,
         requests="cd" * 32,
         strict=True,
+        scripts="s2",
     )
 )
 
@@ -93,7 +95,7 @@ GOOD = intents.serialize(
         (b"lock locked", b"lock locked\nlock open"),
         (b"lock locked", b"lock locked\n"), (b"lock locked", b"lock locked\n# x"), (b"machine 0", b"machine A"),
         (b"config ab", b"config a"), (b"A=\n", b"B=\n"), (b"=\n", b"=\nfuture x\n"), (b"=\n", b"="),
-        (b"lock ", b"lock\t"),
+        (b"lock ", b"lock\t"), (b"scripts s2", b"scripts S2"), (b"scripts s2", b"scripts s3"),
         (b"serial 7", b"serial \xd9\xa7"), (b"serial 7", b"serial 7\0"),
     ],
 )  # fmt: skip
@@ -184,7 +186,7 @@ def expected(data: bytes) -> str:
         return f"{hashlib.sha256(data).hexdigest()} refused"
     fields = (
         it.machine, it.serial, it.lock, it.tier, it.since, it.config or "-", it.emergency_ssh or "-",
-        "-" if it.floor is None else it.floor, it.requests or "-", int(it.strict),
+        "-" if it.floor is None else it.floor, it.requests or "-", int(it.strict), it.scripts,
     )  # fmt: skip
     return " ".join([hashlib.sha256(data).hexdigest(), *map(str, fields)])
 

@@ -45,7 +45,8 @@ REFUSED = names(
     own_memory_file core_pattern
     modprobe_path ipe_enforce apparmor_remove block_write rawio mount_usr mount_etc bind_etc_file
     bind_usr_new_interface move_a_mount pivot lazy_parent pin_remove pin_rename bpffs_umount load_tracepoint
-    latch_down owner_write owner_deep_write owner_truncate owner_create owner_temporary owner_link_in owner_link_out
+    latch_down latch_all_code
+    owner_write owner_deep_write owner_truncate owner_create owner_temporary owner_link_in owner_link_out
     owner_symlink owner_mkdir owner_rmdir owner_mknod owner_unlink owner_rename_in owner_rename_out owner_rename_self
     owner_chmod owner_chown owner_setxattr owner_removexattr owner_flags owner_through_bind
     user_setuid_unsigned user_setgid_unsigned
@@ -60,7 +61,8 @@ REFUSED = names(
     dash_script bash_script dash_source bash_source bash_source_as_input bash_source_input bash_in_subshell
     bash_child_reads dash_script_says_so dash_starts_unsigned
     bash_environment etc_changed_source python_script python_script_link python_script_options python_script_dashes
-    python_import perl_script perl_options perl_import
+    python_import perl_script perl_options perl_import python_script_called_library python_script_called_link
+    python_script_called_here
     """
 )
 #: Allowed in every mode: sealed and signed code, users, containers, harmless administration.
@@ -76,8 +78,25 @@ FREE = names(
     container_map_unsigned container_protect_modified container_mount_usr_own_namespace container_ptrace_own
     sealed_shell_script sealed_source etc_source shell_reads_input dash_reads_input shell_reads_kernel shell_names_image
     shell_pipe shell_heredoc shell_writes python_sealed_script python_sealed_link python_command perl_command
-    user_dash_script user_bash_source user_python_script user_python_import user_perl_script
-    container_dash_script container_python_script
+    user_dash_script user_bash_source user_python_script user_python_import user_perl_script user_bash_child_reads
+    container_dash_script container_python_script container_another_program_map
+    user_exec_sealed user_exec_sealed_script user_exec_dynamic user_exec_signed user_jit_allowed user_map_sealed
+    user_sealed_shell_script user_sealed_source user_etc_source user_shell_reads_input user_python_sealed_script
+    user_python_sealed_link user_python_command container_exec_sealed container_python_command old_script_reads_data
+    veteran_script_reads_data python_sealed_directory python_sealed_here python_sealed_other_name
+    dash_command dash_standard_input dash_prompt bash_plus bash_option_argument bash_init_file bash_cluster python_module
+    perl_module dash_fifo dash_fifo_called_library dash_plain_options dash_by_itself dash_script_reads_fifo user_dash_command
+    user_dash_standard_input user_dash_fifo container_dash_command dash_lone_dash dash_lone_dash_input
+    """
+)
+#: Of these, what all-code refuses as well: everybody's code.
+ALL_CODE = names(
+    """
+    veteran_user user_exec_unsigned user_exec_script user_exec_memfd user_ld_so_file user_preload user_map_anonymous
+    user_map_unsigned user_protect_modified user_dash_script user_bash_source user_bash_child_reads user_python_script
+    user_python_import user_perl_script container_exec_unsigned container_exec_script container_exec_memfd
+    container_map_anonymous container_map_unsigned container_protect_modified container_dash_script
+    container_python_script container_another_program_map
     """
 )
 #: Refused in every mode: nobody outside the guard has a reason to open the maps that decide.
@@ -91,6 +110,17 @@ RULES = names(
     """
     exec gain map map-writable anonymous modified ptrace capability kernel-file block helper memory-file securityfs
     mount umount pivot pin map-fd program owner secret observe identity script
+    """
+)
+
+
+#: Of these, what the tier S2 refuses to the privileged: code that is no file.
+S2 = names(
+    """
+    dash_command dash_standard_input dash_prompt bash_plus bash_option_argument bash_init_file bash_cluster python_module
+    perl_module dash_fifo dash_fifo_called_library python_ctypes sealed_source etc_source shell_reads_input
+    dash_reads_input shell_reads_kernel shell_names_image shell_pipe shell_heredoc shell_writes python_sealed_here python_command
+    perl_command dash_lone_dash_input
     """
 )
 
@@ -215,6 +245,16 @@ def lab(built: Built) -> Report:
     return built.boot()
 
 
+@pytest.fixture(scope="module")
+def all_code(built: Built) -> Report:
+    return built.boot("lab.all-code")
+
+
+@pytest.fixture(scope="module")
+def s2(built: Built) -> Report:
+    return built.boot("lab.S2")
+
+
 def test_every_check_is_judged(lab: Report) -> None:
     assert set(lab.got) == REFUSED | FREE | NEVER | FATAL
 
@@ -282,10 +322,60 @@ def test_preflight_finds_what_ran_before_the_guard(lab: Report) -> None:
         assert said["readers"] == []
 
 
-def test_no_complaint_of_the_kernel(lab: Report) -> None:
-    assert "BUG:" not in lab.console
-    assert "WARNING:" not in lab.console
-    assert "Oops" not in lab.console
+def test_no_complaint_of_the_kernel(lab: Report, all_code: Report, s2: Report) -> None:
+    for report in (lab, all_code, s2):
+        assert "BUG:" not in report.console
+        assert "WARNING:" not in report.console
+        assert "Oops" not in report.console
+
+
+def test_all_code_binds_everybody(all_code: Report) -> None:
+    allowed = {name for name in (REFUSED | FATAL | ALL_CODE) - {"latch_all_code"} if all_code.got[name].get("locked") == 0}
+    assert not allowed
+    failed = {name: all_code.got[name].get("locked") for name in FREE - ALL_CODE if all_code.got[name].get("locked") != 0}
+    assert not failed
+
+
+def test_all_code_has_its_controls_and_its_audit(all_code: Report) -> None:
+    for mode in ("open", "audit"):
+        failed = {name: all_code.got[name].get(mode) for name in REFUSED | FREE if all_code.got[name].get(mode) != 0}
+        assert not failed, mode
+    # A user's set-uid program is refused as code, before it is asked what it would gain.
+    opened, audited, locked = all_code.said["denials"]
+    assert opened["denials"] == []
+    assert {denial["rule"] for denial in audited["denials"]} == RULES - {"gain"}
+    for mode, said in (("audit", audited), ("locked", locked)):
+        users = {(denial["rule"], denial["mode"]) for denial in said["denials"] if denial["uid"] == 1000}
+        assert {(rule, mode) for rule in ("exec", "map", "anonymous", "modified", "script", "identity")} <= users
+
+
+def test_s2_starts_privileged_interpreters_for_signed_scripts_only(s2: Report) -> None:
+    allowed = {name for name in REFUSED | FATAL | S2 if s2.got[name].get("locked") == 0}
+    assert not allowed
+    failed = {name: s2.got[name].get("locked") for name in FREE - S2 if s2.got[name].get("locked") != 0}
+    assert not failed
+
+
+def test_s2_has_its_controls_and_its_audit(s2: Report) -> None:
+    for mode in ("open", "audit"):
+        failed = {name: s2.got[name].get(mode) for name in REFUSED | FREE if s2.got[name].get(mode) != 0}
+        assert not failed, mode
+    _, audited, locked = s2.said["denials"]
+    for mode, said in (("audit", audited), ("locked", locked)):
+        launched = [denial for denial in said["denials"] if (denial["rule"], denial["mode"]) == ("launch", mode)]
+        assert {denial["path"].rpartition("/")[2] for denial in launched} >= {"dash", "bash", "python3.13", "perl"}
+        assert {denial["uid"] for denial in launched} == {0}
+
+
+def test_the_tier_is_said_with_the_latch(lab: Report, all_code: Report, s2: Report) -> None:
+    assert {said["scripts"] for said in lab.said["status"] + all_code.said["status"]} == {"S1"}
+    assert [said["scripts"] for said in s2.said["status"]] == ["S1"] * 2 + ["S2"] * 3
+    assert {said["tier"] for said in lab.said["status"]} == {"privileged"}
+    # Once latched it stays, also when a latch is asked for without it.
+    assert [said["tier"] for said in all_code.said["status"]] == ["privileged"] * 2 + ["all-code"] * 3
+    # The other way it is refused: all-code cannot be added to this lock any more.
+    assert lab.got["latch_all_code"]["locked"] == 1
+    assert all_code.got["latch_all_code"]["locked"] == 0
 
 
 #: Tries of each race, open and under the lock: enough to see that it is one; the campaign plays 10,000 under the lock.

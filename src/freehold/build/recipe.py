@@ -129,6 +129,7 @@ class Recipe:
     var_discard: tuple[str, ...]
     var_seed: tuple[str, ...]
     setuid_keep: tuple[str, ...]
+    lock_tier: str
 
     def canonical(self) -> str:
         """Everything that can change the result, as JSON with sorted keys; file contents by sha256."""
@@ -444,4 +445,5 @@ def assemble(data: Mapping[str, Any]) -> Recipe:
         revoked=merge_revoked(part("keychain", REVOKED_NAME, ())),
         var_tmpfiles=names(part("var", "tmpfiles", ())), var_discard=names(part("var", "discard", ())),
         var_seed=names(part("var", "seed", ())), setuid_keep=tuple(sorted(part("setuid", "keep", ()))),
+        lock_tier=part("lock", "tier", "S1"),
     )  # fmt: skip

@@ -17,6 +17,8 @@ from freehold.build.recipe_lines import KeyPath
 SUITES = ("trixie",)
 POCKETS = ("security", "updates", "backports")
 ARCHITECTURES = ("amd64",)
+#: Of scripts under the lock; in S2 units that are shell text become scripts.
+TIERS = ("S1", "S2")
 #: Where Ignition 2.14 can find a configuration; "none" leaves Ignition out.
 PLATFORMS = (
     "none", "aliyun", "aws", "azure", "azurestack", "brightbox", "cloudstack", "digitalocean", "exoscale", "file",
@@ -231,6 +233,10 @@ SCHEMA = Table(
         "var": Table(
             about="What happens to what packages put into /var",
             keys={"tmpfiles": _PATTERNS, "discard": _PATTERNS, "seed": _PATTERNS},
+        ),
+        "lock": Table(
+            about="What the image is built for when it is locked",
+            keys={"tier": Key("string", "tier of scripts, S1 or S2", _one_of(TIERS))},
         ),
         "setuid": Table(
             about="Programs that keep their set-uid or set-gid bit",

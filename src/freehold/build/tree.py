@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freehold import files, run
-from freehold.build import state
+from freehold.build import state, unit_scripts
 from freehold.build.recipe import Recipe
 from freehold.errors import FreeholdError, InputError
 from freehold.seal import accounts, ids, stubs
@@ -119,6 +119,8 @@ def finish(tree: Path, recipe: Recipe, *, version: str, epoch: int, sources: str
     lock = accounts.fix_ids(tree, lock)
     own_files(tree, recipe)
     set_units(tree, recipe)
+    if recipe.lock_tier == "S2":
+        unit_scripts.settle(tree)
     strip_privileges(tree, keep_all=recipe.setuid_keep)
     # What the recipe keeps, or writes itself, is the builder's own word.
     own = {*recipe.setuid_keep, *(item.path for item in recipe.files)}
@@ -146,7 +148,9 @@ def own_files(tree: Path, recipe: Recipe) -> None:
 
 
 def write_settings(tree: Path, recipe: Recipe) -> None:
-    """What the machine's own programs read: where a provisioning file comes from, and updates."""
+    """What the machine's own programs read: where a provisioning file comes from, and updates; what `freehold lock` proposes."""
+    if recipe.lock_tier != "S1":
+        (tree / "usr/lib/freehold/lock-tier").write_text(f"{recipe.lock_tier}\n")
     (tree / "usr/lib/freehold/platform").write_text(f"{recipe.platform}\n")
     if recipe.update_url:
         path = tree / "usr/lib/freehold/update.toml"

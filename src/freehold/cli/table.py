@@ -92,6 +92,8 @@ VERBS = (
         "freehold lock --request lock.request     (then, where the owner's key is:) freehold sign lock.request",
         "freehold lock --answer lock.request.signed",
         "freehold lock --strict --key file:/media/stick/owner.key     (no device key: the owner signs each change)",
+        "freehold lock --tier S2 --dry-run     (root's shells and interpreters start for signed scripts only; what that costs)",
+        "freehold lock --all-code --dry-run     (users' and containers' code as well: what stands in the way, what it costs)",
     )),
     Verb("unlock", LOCK, "with the owner's key: open at the next boot", (
         "freehold unlock --key file:/media/stick/owner.key",

@@ -88,7 +88,7 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
     boot = sysroot.boot_record()
     intent = boot.get("intent")
     intent = intent if isinstance(intent, dict) else {}
-    mode = sysroot.mode()
+    mode, tier, scripts = sysroot.mode_and_tiers()
     messages: list[str] = []
     recorded = boot.get("messages")
     if isinstance(recorded, list):
@@ -128,7 +128,8 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
         "keychain_loaded": boot.get("keychain_loaded"),
         "keychain_skipped": boot.get("keychain_skipped"),
         "emergency_ssh": False,
-        "tier": str(intent.get("tier", "privileged")),
+        "tier": tier,
+        "scripts": scripts,
         "since": intent.get("since") or None,
         "floor": floor.get("effective"),
     }
@@ -223,6 +224,10 @@ def status(sysroot: Sysroot) -> Report:
     return Report(data, text(data))
 
 
+#: What a lock does beyond the default, in the words of the report.
+TIERS = (("tier", "all-code", "all code, everybody's"), ("scripts", "S2", "interpreters for signed scripts only"))
+
+
 def text(data: dict[str, object]) -> str:
     """``data`` of :func:`gather` for people: short, the next step last."""
     rows = [row for row in _list(data["deployments"]) if isinstance(row, dict)]
@@ -253,7 +258,9 @@ def text(data: dict[str, object]) -> str:
     if own is not None:
         kept = "sealed by the TPM" if own["keeper"] == "tpm2" else "in a file"
         device = f"; device key {kept}, until {when(own['not_after'])[:10]}"
-    lines.append(f"Lock: {lock.get('state')}{since}; Secure Boot {secure}; {len(keys) - bool(own)} keys{device}")
+    tiers = [words for key, value, words in TIERS if lock.get(key) == value]
+    tier = f" ({', '.join(tiers)})" if tiers else ""
+    lines.append(f"Lock: {lock.get('state')}{tier}{since}; Secure Boot {secure}; {len(keys) - bool(own)} keys{device}")
     stream = update.get("stream")
     checked = update.get("last_check")
     known = f", last check {when(checked)}" if isinstance(checked, int) else ", never checked"

@@ -198,9 +198,16 @@ class Sysroot(NamedTuple):
 
     def mode(self) -> str:
         """``open``, ``audit`` or ``locked``, as enforced now."""
+        return self.mode_and_tiers()[0]
+
+    def mode_and_tiers(self) -> tuple[str, str, str]:
+        """:meth:`mode`; whom the rules about code bind, ``privileged`` or ``all-code``; the tier of scripts, ``S1`` or ``S2``."""
         guard = self.guard()
         mode = guard.get("mode")
-        return str(mode) if guard.get("loaded") is True and mode in ("audit", "locked") else "open"
+        if guard.get("loaded") is not True or mode not in ("audit", "locked"):
+            return "open", "privileged", "S1"
+        tier = "all-code" if guard.get("tier") == "all-code" else "privileged"
+        return str(mode), tier, "S2" if guard.get("scripts") == "S2" else "S1"
 
     def secure_boot(self) -> bool:
         """Whether the firmware says that it checked what it started."""

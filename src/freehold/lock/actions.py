@@ -43,6 +43,8 @@ INBOX = Path("/sysroot/inbox")
 STATE = Path("/sysroot/state")
 RUN = Path("/run/freehold")
 MOUNTS = Path("/proc/self/mountinfo")
+#: What the image was built for, one word; `[lock] tier` of its recipe.
+PROFILE = Path("/usr/lib/freehold/lock-tier")
 CMDLINE = Path("/proc/cmdline")
 LOCK_FILE = RUN / "lock.lock"
 
@@ -139,6 +141,11 @@ def known_floor() -> floor.Known:
     return floor.known(OWNER, KEYCHAIN)
 
 
+def profile_scripts() -> intent.Scripts:
+    """The tier of scripts that the running image was built for, which `freehold lock` proposes."""
+    return "s2" if PROFILE.is_file() and PROFILE.read_text().strip() == "S2" else "s1"
+
+
 def running_release() -> int:
     """The number of the release that runs, 0 when it has none."""
     return floor.release_of(CMDLINE.read_text(errors="replace"))
@@ -166,7 +173,8 @@ def boot_floor() -> dict[str, object]:
 
 
 def propose(
-    lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None, strict: bool = False
+    lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None, strict: bool = False,
+    tier: intent.Tier = "privileged", scripts: intent.Scripts = "s1",
 ) -> Intent:
     """The intent that would follow the newest believed one, whose requests stay; ``strict``: no device key.
 
@@ -179,7 +187,7 @@ def propose(
     current, _ = waiting()
     return Intent(
         machine=machine_id(), serial=next_serial(), lock=lock, since=int(time.time()), config=config,
-        floor=kept if wanted_floor is None else wanted_floor, strict=strict,
+        floor=kept if wanted_floor is None else wanted_floor, strict=strict, tier=tier, scripts=scripts,
         requests=current.requests if current else None,
     )  # fmt: skip
 
@@ -221,8 +229,8 @@ def check_answer(signed: bytes) -> Intent:
     return offer.intent
 
 
-def ready() -> None:
-    """Refuse to lock a machine on which something privileged and unsigned runs already.
+def ready(tier: intent.Tier) -> None:
+    """Refuse to lock a machine on which something unsigned runs already that the lock would refuse to start.
 
     Raises :class:`FreeholdError` naming the processes, or what is mounted over the sealed tree.
     """
@@ -232,12 +240,13 @@ def ready() -> None:
             f"something is mounted over the sealed tree, at {ascii(hidden[0])[1:-1]}: no program there is a signed one",
             hint="`systemd-sysext unmerge` where it is an extension, `umount` else, or reboot",
         )
-    findings = guard.preflight()
+    findings = guard.preflight(tier)
     if findings:
         named = sorted({f"{row.get('comm', '?')} (process {row.get('pid', '?')})" for row in findings})
+        what, words = ("unsigned code", "preflight all-code") if tier == "all-code" else ("unsigned privileged code", "preflight")
         raise FreeholdError(
-            f"unsigned privileged code is running: {', '.join(named[:6])}",
-            hint="end it, or reboot first; `/usr/lib/freehold/guardctl preflight` has the details",
+            f"{what} is running: {', '.join(named[:6])}",
+            hint=f"end it, or reboot first; `/usr/lib/freehold/guardctl {words}` has the details",
         )
     for path in OWNER.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.lstat().st_nlink > 1 and path.parent.name != "work":
@@ -248,7 +257,7 @@ def enter(wanted: Intent, signed: bytes) -> None:
     """Put a checked, signed intent into force on a machine that is not locked yet."""
     with atomic.exclusive(LOCK_FILE, "the lock"):
         if wanted.lock == "locked":
-            ready()
+            ready(wanted.tier)
             if wanted.config is not None:
                 commits.adopt(OWNER.parent, wanted.config)
             renew_etc(wanted.config)
@@ -257,7 +266,7 @@ def enter(wanted: Intent, signed: bytes) -> None:
         drop_links(OWNER / "etc", wanted.serial - 1)
         boot_record.note(RUN / "boot.json", wanted)
         if wanted.lock != "open" and guard.mode() != wanted.lock:
-            guard.latch(wanted.lock)
+            guard.latch(wanted)
 
 
 def leave(signed: bytes) -> None:

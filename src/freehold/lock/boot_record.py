@@ -16,6 +16,9 @@ def note(path: Path, wanted: Intent) -> None:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
         return
-    record["intent"] = {"state": "valid", "serial": wanted.serial, "lock": wanted.lock, "since": wanted.since}
+    record["intent"] = {
+        "state": "valid", "serial": wanted.serial, "lock": wanted.lock, "tier": wanted.tier,
+        "scripts": wanted.scripts, "since": wanted.since,
+    }  # fmt: skip
     record["config"] = wanted.config or ""
     atomic.write(path, json.dumps(record) + "\n")

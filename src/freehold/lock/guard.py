@@ -6,11 +6,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freehold import run
 from freehold.errors import FreeholdError, NotHereError
 from freehold.lock import denials as refusals
+
+if TYPE_CHECKING:
+    from freehold.lock.intent import Intent, Tier
 
 GUARDCTL = Path("/usr/lib/freehold/guardctl")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
@@ -60,9 +63,9 @@ class Finder:
         return found[0] if found[0].isprintable() else None
 
 
-def preflight() -> list[dict[str, Any]]:
-    """Privileged processes that already hold what the lock would not let them get: code mappings, files of the owner."""
-    answer = _ask("preflight", check=False)
+def preflight(tier: Tier = "privileged") -> list[dict[str, Any]]:
+    """Processes that hold already what the lock would not let them get: code (users' too, by ``tier``), files of the owner."""
+    answer = _ask("preflight", *([] if tier == "privileged" else [tier]), check=False)
     if not {"mappings", "writers", "readers"} <= answer.keys():
         raise FreeholdError("the guard could not look through the running processes")
     return [{"comm": _name(row.get("pid")), **row} for row in [*answer["mappings"], *answer["writers"], *answer["readers"]]]
@@ -76,15 +79,16 @@ def _name(pid: object) -> str:
         return "?"
 
 
-def latch(wanted: str) -> None:
-    """Switch enforcement (``locked``) or recording (``audit``) on; there is no way back in this boot."""
-    if wanted == "locked":
+def latch(wanted: Intent) -> None:
+    """Switch enforcement (``locked``) or recording (``audit``) on, in the intent's tiers; there is no way back in this boot."""
+    if wanted.lock == "locked":
         try:
             LOCKDOWN.write_text("integrity")
         except PermissionError:
             # It is at this level already, as with Secure Boot.
             if "[integrity]" not in LOCKDOWN.read_text() and "[confidentiality]" not in LOCKDOWN.read_text():
                 raise
-    run.run([GUARDCTL, "latch", wanted])
+    words = [word for word, said in (("all-code", wanted.tier == "all-code"), ("S2", wanted.scripts == "s2")) if said]
+    run.run([GUARDCTL, "latch", wanted.lock, *words])
     # A boot that begins with the guard starts it by itself. It only tells: whether it runs changes nothing else.
     run.run(["systemctl", "start", "--no-block", REPORTER], check=False)

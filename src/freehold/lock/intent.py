@@ -25,6 +25,7 @@ MAX_SIGNED_BYTES = MAX_BYTES + 16 + 2 * MAX_SIGNATURE_BYTES
 T = TypeVar("T", bound=str)
 Lock = Literal["open", "audit", "locked"]
 Tier = Literal["privileged", "all-code"]
+Scripts = Literal["s1", "s2"]
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,15})"
 #: Key: grammar of its value, what it should be, whether it is required. The order is the canonical one.
@@ -33,6 +34,7 @@ _KEYS: dict[str, tuple[re.Pattern[str], str, bool]] = {
     "serial": (re.compile(_NUMBER), "a decimal number from 1 to 2^53", True),
     "lock": (re.compile(r"open|audit|locked"), "open, audit or locked", True),
     "tier": (re.compile(r"privileged|all-code"), "privileged or all-code", False),
+    "scripts": (re.compile(r"s1|s2"), "s1 or s2", False),
     "config": (re.compile(r"[0-9a-f]{64}"), "64 lower-case hex digits", False),
     "since": (re.compile(_NUMBER), "a decimal number from 0 to 2^53", True),
     # 32 bytes leave two bits of the 43rd digit unused: zero, so that a value has one spelling.
@@ -54,7 +56,8 @@ class Intent:
 
     ``floor``: no release with a lower number boots while locked; where it is given, also as 0, the machine's own raised
     floor is set to exactly that, and ``None`` leaves it (docs/floor.md). ``requests``: SHA-256 of the list
-    of requests that is in force. ``strict``: no device key, the owner signs every deployment.
+    of requests that is in force. ``strict``: no device key, the owner signs every deployment. ``scripts``: by ``s2`` a
+    privileged interpreter starts with a signed script only.
     """
 
     machine: str
@@ -67,6 +70,7 @@ class Intent:
     floor: int | None = None
     requests: str | None = None
     strict: bool = False
+    scripts: Scripts = "s1"
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,13 @@ def parse(data: bytes) -> Intent:
         floor=int(values["floor"]) if "floor" in values else None,
         requests=values.get("requests"),
         strict=values.get("strict") == "yes",
+        scripts=_literal(values.get("scripts", "s1"), _SCRIPTS),
     )
 
 
 _LOCKS: tuple[Lock, ...] = ("open", "audit", "locked")
 _TIERS: tuple[Tier, ...] = ("privileged", "all-code")
+_SCRIPTS: tuple[Scripts, ...] = ("s1", "s2")
 
 
 def _literal(value: str, among: tuple[T, ...]) -> T:
@@ -155,6 +161,7 @@ def serialize(intent: Intent) -> bytes:
         "serial": str(intent.serial),
         "lock": intent.lock,
         "tier": None if intent.tier == "privileged" else intent.tier,
+        "scripts": None if intent.scripts == "s1" else intent.scripts,
         "config": intent.config,
         "since": str(intent.since),
         "emergency-ssh": intent.emergency_ssh,

@@ -32,9 +32,9 @@ _SIGN = (
     Way("then here, with FILE on a file system that keeps it (/var does, /tmp and /run do not)",
         "fsverity enable FILE --signature=FILE.sig"),
 )  # fmt: skip
-_USER = Way("or run it as a user, who may run anything; in a unit: User= or DynamicUser=yes",
+_USER = Way("or run it as a user, who may run anything unless all code is bound; in a unit: User= or DynamicUser=yes",
             "systemd-run --pipe --wait --property=DynamicUser=yes FILE")  # fmt: skip
-_UNIT = Way("run the program as a user, who may do this; in its unit: User= or DynamicUser=yes")
+_UNIT = Way("run the program as a user, who may do this unless all code is bound; in its unit: User= or DynamicUser=yes")
 _PACKAGE = Way("or, where a Debian package has it, ask for the package", "freehold install PACKAGE --request install.request")
 _RECIPE = Way("or put it into the next release: `packages` or [[files]] of the recipe")
 _OPEN = Way("nothing allows this under the lock; the owner opens the machine at its next boot",
@@ -43,18 +43,19 @@ _NEVER = Way("nothing allows this, and no program of the system needs it: look a
 
 RULES = (
     Rule("exec", "f95542191300422797bfe99c3d214d79", "run {path}: the file is not signed",
-         "A privileged process starts only files of the sealed tree, and files with a signature of the keychain.",
+         "A privileged process starts only files of the sealed tree, and files with a signature of the keychain; after "
+         "`freehold lock --all-code` every process does.",
          (*_SIGN, _USER, _PACKAGE, _RECIPE)),
     Rule("gain", "911c04d6f60d43f2bead4c55eedba72f", "run {path}: it would change the user or group, and is not signed",
          "A set-uid or set-gid program outside the sealed tree would give its caller rights that nobody signed.",
          (Way("take the bits away; it then runs with its caller's rights", "chmod u-s,g-s FILE"), *_SIGN)),
     Rule("map", "7b357225949c4662b320e188fc7015e5", "load code from {path}: the file is not signed",
-         "A library in a privileged process is privileged code, and must be sealed or signed like a program.",
+         "A library is code of the process that loads it, and must be sealed or signed like a program.",
          (*_SIGN, _UNIT, _PACKAGE, _RECIPE)),
     Rule("map-writable", "1b101910e49c4d9d9c29fe866c8185f5", "map {path} writable and executable at once",
          "Memory that is both could be filled with code that nobody signed.", (_UNIT,)),
     Rule("anonymous", "aff0fd711c95435ab94991e7c7e723b2", "make code in memory at run time (it is {path})",
-         "Code that a privileged program makes at run time, as just-in-time compilers do, has no file that could be signed.",
+         "Code that a program makes at run time, as just-in-time compilers do, has no file that could be signed.",
          (Way("switch the program's just-in-time compiler off, where it has such an option"), _UNIT)),
     Rule("modified", "2a133527929b41b59934d4087e5a294a", "run code of {path} that was changed in memory",
          "A private copy of a signed file that was written to is no longer what was signed.", (_UNIT,)),
@@ -102,8 +103,15 @@ RULES = (
     Rule("identity", "60e839bc28774be6bd4b195e8dc81d30", "call itself another program (it is {path})",
          "The guard goes by the file that a process runs.", (_NEVER,)),
     Rule("script", "75b07fa44234422484fa5e0580e6c533", "run the text of {path}: the file is not signed",
-         "An interpreter that runs as root takes its text from the sealed tree and from signed files.",
+         "An interpreter that runs as root takes its text from the sealed tree and from signed files; after "
+         "`freehold lock --all-code` every interpreter does.",
          (*_SIGN, _USER, _PACKAGE, _RECIPE)),
+    Rule("launch", "65950bb4a91b4ebab13b218dfdaf70f1", "start {path} without a signed script",
+         "In tier S2 a privileged interpreter runs a script that is a signed file, said by its path, and nothing else: no code "
+         "in its arguments or on its input, no prompt, no options that bring either. It was killed before it ran a line.",
+         (Way("put the text into a script of the next release ([[files]] of the recipe) and start that; of units the build does "
+              "it where the recipe says [lock] tier = \"S2\""),
+          Way("or run it as a user, whose shells are free: in a unit User= or DynamicUser=yes"), _OPEN)),
 )  # fmt: skip
 #: For a rule that a newer guard has and this table not.
 OTHER = Rule("other", "638cd977b2934358a5374482ff7becac", "do what the guard refuses ({path})",

@@ -35,6 +35,22 @@ DEVICE_KEY = (
     "for this machine alone (--no-device-key: you sign each change yourself)"
 )
 
+#: What an owner should know before: a preview says it.
+COSTS: dict[str, tuple[str, ...]] = {
+    "privileged": (),
+    "s1": (),
+    "s2": (
+        "root has no shell by ssh, and no program of root's starts `sh -c` or `python3 -c`: these are killed; users' are free",
+        "units with `sh -c` do not start unless the image was built for it (`[lock] tier = \"S2\"` in its recipe)",
+        "the trusted console is not there yet: the way to `freehold unlock` is an emergency ssh session, the rescue entry, or",
+        "a hypervisor's agent that starts programs without a shell",
+    ),
+    "all-code": (
+        "users and containers: whatever is not of the image or signed does not start, programs, libraries and scripts alike",
+        "users' own start-up files (~/.bashrc, ~/.profile) are not read, and no program of theirs makes code at run time (JIT)",
+    ),
+}
+
 
 def _credential(parser: argparse.ArgumentParser) -> None:
     choice = request_verbs.credential(parser)
@@ -64,6 +80,11 @@ def _request(path: Path, wanted: Intent, verb: str, device_request: bytes | None
 def lock_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``freehold lock``."""
     parser.add_argument("--audit", action="store_true", help="refuse nothing, record what the lock would refuse")
+    parser.add_argument(
+        "--tier", choices=("S1", "S2"),
+        help="privileged interpreters run: S1 of files only signed ones; S2 nothing else (default: the image's own, mostly S1)",
+    )  # fmt: skip
+    parser.add_argument("--all-code", action="store_true", help="bind everybody: users and containers, too, run signed code only")
     parser.add_argument("--strict", action="store_true", help="no device key: the owner signs every change of the system")
     parser.add_argument("-n", "--dry-run", action="store_true", help="show what would be committed and what stands in the way")
     parser.add_argument(
@@ -79,10 +100,14 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
     current = guard.mode()
     if current == "locked":
         raise FreeholdError("this machine is locked already", hint="`freehold status` shows since when")
+    tier: intent.Tier = "all-code" if options.all_code else "privileged"
+    scripts: intent.Scripts = actions.profile_scripts() if options.tier is None else "s2" if options.tier == "S2" else "s1"
     if options.dry_run:
-        return _preview()
+        return _preview(tier, scripts)
     if options.strict and (options.audit or options.answer is not None):
         raise InputError("--strict is for locking, and part of the request: the answer says it")
+    if (options.all_code or options.tier is not None) and options.answer is not None:
+        raise InputError("--all-code and --tier are part of the request: the answer says them")
     certificate = None
     if options.floor is not None:
         _check_floor(options)
@@ -107,7 +132,9 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         # Auditing refuses nothing, and so has no reason to bind the owner to this release.
         floor = actions.running_release() if options.floor is None and not options.audit else options.floor
         state: Literal["audit", "locked"] = "audit" if options.audit else "locked"
-        wanted = actions.propose(state, captured.config, wanted_floor=floor, strict=options.strict)
+        wanted = actions.propose(
+            state, captured.config, wanted_floor=floor, strict=options.strict, tier=tier, scripts=scripts
+        )  # fmt: skip
         asked = device_key_verbs.ask_for(wanted, device_key_verbs.this_machine(), monitor)
         if signer is None:
             return _request(options.request, wanted, "lock", asked)
@@ -119,8 +146,9 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
     kept = device_key_verbs.keep(wanted, certificate, device_key_verbs.this_machine(), monitor)
     with step(monitor, "lock" if wanted.lock == "locked" else "audit"):
         actions.enter(wanted, signed)
+    code = "unsigned code, of whomever," if wanted.tier == "all-code" else "unsigned privileged code"
     text = {
-        "locked": "Locked. No further unsigned privileged code runs, now and after every reboot.\n"
+        "locked": f"Locked. No further {code} runs, now and after every reboot.\n"
         "Next: freehold unlock (with the owner's key) is the way back; freehold denials shows what is refused.",
         "audit": "Auditing. Nothing is refused; freehold denials shows what the lock would refuse.\nNext: freehold lock",
     }[wanted.lock]
@@ -131,7 +159,7 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
     shown = {"keeper": kept.keeper, "sha256": kept.sha256, "not_after": kept.not_after} if kept else None
     data: dict[str, object] = {
         "schema": "freehold-lock-1", "state": wanted.lock, "serial": wanted.serial, "wanted": wanted_lock,
-        "strict": wanted.strict, "device_key": shown,
+        "tier": wanted.tier, "scripts": wanted.scripts.upper(), "strict": wanted.strict, "device_key": shown,
     }  # fmt: skip
     return Report(data, text)
 
@@ -156,14 +184,15 @@ def _check_floor(options: argparse.Namespace) -> None:
         )
 
 
-def _preview() -> Report:
+def _preview(tier: intent.Tier, scripts: intent.Scripts) -> Report:
     found = actions.changes()
-    blocking = guard.preflight()
+    blocking = guard.preflight(tier)
     lines = [f"  {change.kind:8} /etc/{change.path}" for change in found]
     lines += [f"  in the way: {row.get('comm', '?')} (process {row.get('pid', '?')})" for row in blocking]
+    lines += [f"  {line}" for line in (*COSTS[tier], *COSTS[scripts])]
     data: dict[str, object] = {
         "schema": "freehold-lock-preview-1", "changes": [{"path": f"/etc/{one.path}", "kind": one.kind} for one in found],
-        "blocking": blocking,
+        "blocking": blocking, "tier": tier, "scripts": scripts.upper(),
     }  # fmt: skip
     head = f"{len(found)} paths of /etc would be committed; {len(blocking)} findings stand in the way"
     return Report(data, "\n".join([head, *lines]))
@@ -379,7 +408,9 @@ def describe(wanted: Intent) -> str:
     asked = f", with the requests {wanted.requests[:16]}" if wanted.requests else ""
     floor = "" if wanted.floor is None else f", booting no release below number {wanted.floor} while locked"
     strict = ", without a device key" if wanted.strict else ""
-    return f"machine {wanted.machine} shall {what}{strict}, {config}{floor}{asked} (intent number {wanted.serial})"
+    tier = ", binding all code, users' and containers' as well" if wanted.tier == "all-code" else ""
+    tier += ", starting privileged interpreters for signed scripts only" if wanted.scripts == "s2" else ""
+    return f"machine {wanted.machine} shall {what}{tier}{strict}, {config}{floor}{asked} (intent number {wanted.serial})"
 
 
 def denials_arguments(parser: argparse.ArgumentParser) -> None:

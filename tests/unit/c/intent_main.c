@@ -36,11 +36,12 @@ int main(int argc, char **argv)
 			char floor[24] = "-";
 			if (intent.has_floor)
 				snprintf(floor, sizeof(floor), "%" PRIu64, intent.floor);
-			printf(" %s %" PRIu64 " %s %s %" PRIu64 " %s %s %s %s %d\n", intent.machine, intent.serial,
+			printf(" %s %" PRIu64 " %s %s %" PRIu64 " %s %s %s %s %d %s\n", intent.machine, intent.serial,
 			       intent_lock_name(intent.lock), intent_tier_name(intent.tier), intent.since,
 			       intent.config[0] ? intent.config : "-",
 			       intent.emergency_ssh[0] ? intent.emergency_ssh : "-", floor,
-			       intent.requests[0] ? intent.requests : "-", intent.strict);
+			       intent.requests[0] ? intent.requests : "-", intent.strict,
+			       intent_scripts_name(intent.scripts));
 		} else
 			printf(" refused\n");
 		free(data);

@@ -40,11 +40,23 @@ echo 'exit 7' >"$seal/usr/lib/sealed.sh"
 echo 'exit 7' >"$seal/etc/script"
 printf 'import sys\nraise SystemExit(7 if open(sys.argv[1]).read() == "data\\n" else 9)\n' >"$seal/usr/lib/sealed"
 ln -s ../lib/sealed "$seal/usr/bin/tool"
+printf '#!/usr/bin/dash -e\nexit 7\n' >"$seal/usr/bin/by-itself"
+chmod 755 "$seal/usr/bin/by-itself"
+cat >"$seal/usr/lib/reads.sh" <<'END'
+read -r x <"$1"
+[ "$x" = data ] && exit 7
+END
+mkdir "$seal/usr/lib/directory"
+cp "$seal/usr/lib/sealed" "$seal/usr/lib/directory/__main__.py"
+printf 'import sys\nfor line in sys.stdin:\n    print(open(line[:-1]).read(), end="", flush=True)\n' >"$seal/usr/lib/loop"
 libraries=$(ldd /usr/bin/bash /usr/bin/perl /usr/bin/python3.13 /usr/lib/python3.13/lib-dynload/_ctypes.*.so /usr/bin/true | awk '$3 ~ "^/" {print $3}' | sort -u)
 for library in $libraries; do cp -L "$library" "$seal/usr/lib/x86_64-linux-gnu/"; done
+(cd "$seal/usr/lib/x86_64-linux-gnu" && mv libz.so.1 libz.so.1.real && ln -s libz.so.1.real libz.so.1)
 cp -L /lib64/ld-linux-x86-64.so.2 "$seal/lib64/"
 cp /usr/bin/python3.13 "$seal/usr/bin/"
 mkdir -p "$seal/usr/lib/python3.13/lib-dynload"
+echo 'raise SystemExit(7)' >"$seal/usr/lib/python3.13/seven.py"
+echo 'exit 7;' >"$seal/usr/lib/seven.pm"
 cp /usr/lib/python3.13/*.py "$seal/usr/lib/python3.13/"
 for part in encodings collections ctypes importlib re; do cp -r "/usr/lib/python3.13/$part" "$seal/usr/lib/python3.13/"; done
 cp /usr/lib/python3.13/lib-dynload/_ctypes.*.so /usr/lib/python3.13/lib-dynload/_struct*.so "$seal/usr/lib/python3.13/lib-dynload/" 2>/dev/null ||

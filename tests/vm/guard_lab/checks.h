@@ -330,7 +330,12 @@ static int load_socket_filter(void) { return program_load(BPF_PROG_TYPE_SOCKET_F
 
 static int latch_down(void) /* from locked to audit: refused by the latch itself; before that, upwards is not tried */
 {
-	return phase == GUARD_OPEN ? 0 : -guard_latch(GUARD_AUDIT);
+	return phase == GUARD_OPEN ? 0 : -guard_latch(GUARD_AUDIT, 0);
+}
+
+static int latch_all_code(void) /* after the latch that did not say so */
+{
+	return phase == GUARD_LOCKED ? -guard_latch(GUARD_LOCKED, GUARD_ALL_CODE) : 0;
 }
 
 /* ---- the owner directory ---- */

@@ -138,7 +138,7 @@ static const struct check {
 	C(block_write), C(block_read), C(rawio), C(mount_usr), C(mount_etc), C(mount_tmp), C(bind_etc_file),
 	C(bind_usr_new_interface), C(mount_usr_own_namespace), C(move_a_mount), C(remount_propagation), C(pivot),
 	C(lazy_parent), C(lazy_leaf), C(pin_remove), C(pin_rename), C(bpffs_umount), C(mode_map_write),
-	C(inode_map_write), C(mode_map_read), C(denials_map_write), C(denials_map_read), C(other_map_write), C(load_tracepoint), C(load_socket_filter), C(latch_down), C(owner_read),
+	C(inode_map_write), C(mode_map_read), C(denials_map_write), C(denials_map_read), C(other_map_write), C(load_tracepoint), C(load_socket_filter), C(latch_down), C(latch_all_code), C(owner_read),
 	C(owner_write), C(owner_deep_write), C(owner_truncate), C(owner_create), C(owner_temporary), C(owner_link_in),
 	C(owner_link_out), C(owner_symlink), C(owner_mkdir), C(owner_rmdir), C(owner_mknod), C(owner_unlink),
 	C(owner_rename_in), C(owner_rename_out), C(owner_rename_self), C(owner_chmod), C(owner_chown),
@@ -156,15 +156,22 @@ static const struct check {
 	C(umount_bpffs_in_peer_namespace),
 	C(dash_script), C(bash_script), C(dash_source), C(bash_source), C(bash_source_as_input), C(bash_source_input),
 	C(bash_in_subshell), C(bash_child_reads), C(dash_starts_unsigned), C(dash_script_says_so), C(bash_environment), C(etc_changed_source), C(python_script), C(python_script_link),
+	C(python_script_called_library), C(python_script_called_link), C(python_script_called_here),
 	C(python_script_options), C(python_script_dashes), C(python_import), C(perl_script), C(perl_options), C(perl_import),
 	C(sealed_shell_script), C(sealed_source), C(etc_source), C(shell_reads_input), C(dash_reads_input),
 	C(shell_reads_kernel), C(shell_names_image), C(shell_pipe), C(shell_heredoc), C(shell_writes), C(python_sealed_script),
-	C(python_sealed_link), C(python_command), C(perl_command),
+	C(python_sealed_directory), C(python_sealed_here), C(python_sealed_other_name), C(python_sealed_link), C(python_command), C(perl_command), C(old_script_reads_data), C(veteran_script_reads_data),
 	U(exec_unsigned), U(exec_script), U(exec_memfd), U(ld_so_file), U(preload), U(map_anonymous), U(map_unsigned),
 	U(protect_modified), U(ptrace_own), U(own_memory_file), U(setuid_unsigned), U(setgid_unsigned),
-	U(dash_script), U(bash_source), U(python_script), U(python_import), U(perl_script),
+	U(dash_script), U(bash_source), U(python_script), U(python_import), U(perl_script), U(bash_child_reads),
+	U(exec_sealed), U(exec_sealed_script), U(exec_dynamic), U(exec_signed), U(jit_allowed), U(map_sealed), U(sealed_shell_script),
+	U(sealed_source), U(etc_source), U(shell_reads_input), U(python_sealed_script), U(python_sealed_link), U(python_command),
 	N(exec_unsigned), N(exec_script), N(exec_memfd), N(map_anonymous), N(map_unsigned), N(protect_modified),
-	N(mount_usr_own_namespace), N(ptrace_own), N(dash_script), N(python_script),
+	N(mount_usr_own_namespace), N(ptrace_own), N(dash_script), N(python_script), N(another_program_map), N(exec_sealed),
+	N(python_command),
+	C(dash_command), C(dash_standard_input), C(dash_prompt), C(bash_plus), C(bash_option_argument), C(bash_init_file), C(bash_cluster),
+	C(python_module), C(perl_module), C(dash_fifo), C(dash_fifo_called_library), C(dash_plain_options), C(dash_by_itself), C(dash_lone_dash), C(dash_lone_dash_input),
+	C(dash_script_reads_fifo), U(dash_command), U(dash_standard_input), U(dash_fifo), N(dash_command),
 };
 
 static int become(enum who who)
@@ -220,6 +227,16 @@ static int play_here(int index, const char *mode)
 	return CHECKS[index].run() & 0xff;
 }
 
+static bool asked(const char *word)
+{
+	char text[4096] = "";
+	int fd = open("/proc/cmdline", O_RDONLY);
+	bool found = read(fd, text, sizeof(text) - 1) > 0 && strstr(text, word);
+
+	close(fd);
+	return found;
+}
+
 static long long now_us(void)
 {
 	struct timespec ts;
@@ -230,6 +247,8 @@ static long long now_us(void)
 
 static void guardctl(const char *command, const char *argument)
 {
+	/* What the latch says with the mode: a word of its own on the kernel's command line. */
+	const char *flags = strcmp(command, "latch") ? NULL : asked("lab.all-code") ? "all-code" : asked("lab.S2") ? "S2" : NULL;
 	int status;
 	pid_t pid;
 
@@ -237,7 +256,7 @@ static void guardctl(const char *command, const char *argument)
 	fflush(stdout);
 	pid = fork();
 	if (pid == 0) {
-		execl("/usr/bin/guardctl", "guardctl", command, argument, NULL);
+		execl("/usr/bin/guardctl", "guardctl", command, argument, flags, NULL);
 		_exit(90);
 	}
 	waitpid(pid, &status, 0);
@@ -348,6 +367,7 @@ static void first_stage(void)
 	check_or_stop(stat("/root/usr/bin/jit", &st), "jit");
 	config.jit_inodes[0] = st.st_ino;
 	veterans_enlist();
+	loop_start(LOOP_VETERAN_FD, "/root", "/usr/lib/loop");
 	usleep(300000); /* until they have dropped what they had */
 	started = now_us();
 	check_or_stop(guard_load(&config), "guard_load");
@@ -444,6 +464,7 @@ static void second_stage(void)
 	copy(LAB, "/tmp/setgid", 02755);
 	put("/tmp/script", "#!/usr/bin/lab ok\n", 0755);
 	scripts_write();
+	loop_start(LOOP_FD, "/", "/tmp/loop");
 	check_or_stop((errno = add_key_and_sign()), "fs-verity signature");
 	/* The same files at another root: from there somebody could mount over its /usr. */
 	check_or_stop(mount("/", "/mnt/jail", NULL, MS_BIND | MS_REC, NULL), "jail");
