@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signed kernel modules: what the verb writes, read by OpenSSL and by our own reader; what it refuses."""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import stat
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freehold.cli import main
+from freehold.errors import InputError
+from freehold.keys import cms, issue, module, x509
+
+#: The head of a relocatable ELF file of 64 bits, a little-endian one, and what modinfo finds.
+ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x01\x00\x3e\x00" + bytes(44)
+MODULE = ELF + b"\0license=GPL\0vermagic=6.12.1+deb13-amd64 SMP preempt mod_unload \0" + bytes(range(256)) * 20
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An owner; a vendor, and a release key by it; a foreigner."""
+    directory = tmp_path_factory.mktemp("keys")
+    issue.create("owner", "owner", directory, None)
+    issue.create("vendor", "vendor", directory, None)
+    issue.create("other", "owner", directory, None)
+    issue.issue("release", "release", directory, None, signer(directory, "vendor"), 30)
+    issue.issue("box", "device", directory, None, signer(directory, "owner"), 30, "0" * 32)
+    return directory
+
+
+def signer(keys: Path, name: str) -> x509.Signer:
+    return x509.load_signer(f"file:{keys / name}.key", lambda prompt: b"")
+
+
+def der(keys: Path, name: str) -> bytes:
+    return (keys / f"{name}.der").read_bytes()
+
+
+def openssl(work: Path, signature: bytes, content: bytes | None, keys: Path, authority: str) -> subprocess.CompletedProcess[bytes]:
+    """What OpenSSL says of a signature; ``content``: ``None`` when it is inside."""
+    (work / "signature").write_bytes(signature)
+    command = ["openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", str(work / "signature"), "-purpose", "any"]
+    command += ["-CAfile", str(keys / f"{authority}.crt")]
+    if content is not None:
+        (work / "content").write_bytes(content)
+        command += ["-content", str(work / "content")]
+    return subprocess.run(command, capture_output=True, check=False, timeout=60)
+
+
+def test_openssl_reads_the_signature_where_the_kernel_looks_for_it(keys: Path, tmp_path: Path) -> None:
+    signed = module.sign(MODULE, signer(keys, "release"))
+    assert signed.startswith(MODULE)
+    assert signed.endswith(b"~Module signature appended~\n")
+    trailer = signed[-len(module.MAGIC) - 12 : -len(module.MAGIC)]
+    length = struct.unpack(">I", trailer[8:])[0]
+    assert trailer[:8] == b"\0\0\x02\0\0\0\0\0"
+    assert len(signed) == len(MODULE) + length + 12 + len(module.MAGIC)
+    signature = signed[len(MODULE) : len(MODULE) + length]
+    done = openssl(tmp_path, signature, MODULE, keys, "vendor")
+    assert (done.returncode, done.stdout) == (0, MODULE), done.stderr
+    assert openssl(tmp_path, signature, MODULE + b"x", keys, "vendor").returncode != 0
+    assert openssl(tmp_path, signature, MODULE, keys, "other").returncode != 0
+
+
+def test_content_inside(keys: Path, tmp_path: Path) -> None:
+    owner = signer(keys, "owner")
+    signature = cms.sign(b"a policy\n", owner.certificate_der(), owner.sign, attached=True)
+    done = openssl(tmp_path, signature, None, keys, "owner")
+    assert (done.returncode, done.stdout) == (0, b"a policy\n"), done.stderr
+    changed = signature.replace(b"a policy", b"b policy")
+    assert openssl(tmp_path, changed, None, keys, "owner").returncode != 0
+
+
+def test_a_raw_signature_that_is_there_already_gives_the_same(keys: Path) -> None:
+    owner = signer(keys, "owner")
+    raw = owner.sign(b"text")
+    assert cms.wrapped(b"text", owner.certificate_der(), raw) == cms.sign(b"text", owner.certificate_der(), owner.sign, attached=True)
+
+
+def test_who_counts(keys: Path) -> None:
+    by_release = module.sign(MODULE, signer(keys, "release"), [der(keys, "vendor")])
+    assert module.verify(by_release, [der(keys, "vendor")]) == der(keys, "release")
+    with pytest.raises(ValueError, match="nobody whose word counts"):
+        module.verify(by_release, [der(keys, "other")])
+    with pytest.raises(ValueError, match="no signature"):
+        module.verify(MODULE, [der(keys, "vendor")])
+
+
+@given(st.integers(0, len(MODULE) - 1), st.integers(1, 255))
+def test_a_changed_module_is_not_believed(keys: Path, at: int, flip: int) -> None:
+    signed = bytearray(SIGNED.setdefault("it", module.sign(MODULE, signer(keys, "owner"))))
+    assert module.verify(bytes(signed), [der(keys, "owner")])
+    signed[at] ^= flip
+    with pytest.raises(ValueError, match="changed"):
+        module.verify(bytes(signed), [der(keys, "owner")])
+
+
+SIGNED: dict[str, bytes] = {}
+
+
+def test_signing_again_replaces(keys: Path) -> None:
+    once = module.sign(MODULE, signer(keys, "other"))
+    again = module.sign(once, signer(keys, "owner"))
+    assert module.split(again).module == MODULE
+    assert module.sign(again, signer(keys, "owner")) == again
+    assert module.verify(again, [der(keys, "owner")]) == der(keys, "owner")
+
+
+@pytest.mark.parametrize("tail", [bytes(12), b"\0\0\x02\0\0\0\0\0\xff\xff\xff\xff", b"\0\0\x02\0\0\0\0\0\0\0\0\0", b"\0\0\x01\0\0\0\0\0\0\0\0\x10"])
+def test_a_damaged_signature_is_no_part_of_the_module(tail: bytes) -> None:
+    with pytest.raises(InputError, match="damaged"):
+        module.split(MODULE + tail + module.MAGIC)
+
+
+def test_what_is_no_module(keys: Path) -> None:
+    for content in (b"", b"#!/bin/sh\n", ELF[:16] + b"\x03\x00" + ELF[18:]):
+        with pytest.raises(InputError, match="not a kernel module"):
+            module.sign(content, signer(keys, "owner"))
+
+
+def test_which_kernel() -> None:
+    assert module.kernel_of(MODULE) == "6.12.1+deb13-amd64"
+    assert module.kernel_of(ELF) == ""
+
+
+def test_the_verb_signs_in_place(keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, packed = tmp_path / "one.ko", tmp_path / "two.ko.xz"
+    plain.write_bytes(MODULE)
+    plain.chmod(0o640)
+    packed.write_bytes(lzma.compress(MODULE, check=lzma.CHECK_CRC64))
+    assert main(["key", "sign-module", str(plain), str(packed), "--key", f"file:{keys}/owner.key"]) == 0
+    assert "6.12.1+deb13-amd64" in capsys.readouterr().out
+    assert module.verify(plain.read_bytes(), [der(keys, "owner")]) == der(keys, "owner")
+    assert stat.S_IMODE(plain.stat().st_mode) == 0o640
+    assert lzma.decompress(packed.read_bytes()) == plain.read_bytes()
+    # Stream flags: check 1, CRC32. The kernel knows no CRC64.
+    assert packed.read_bytes()[6:8] == b"\x00\x01"
+
+
+def test_the_verb_signs_all_or_nothing(keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = tmp_path / "good.ko", tmp_path / "bad.ko"
+    good.write_bytes(MODULE)
+    bad.write_bytes(b"text")
+    assert main(["key", "sign-module", str(good), str(bad), "--key", f"file:{keys}/owner.key"]) == 2
+    assert "bad.ko: this is not a kernel module" in capsys.readouterr().err
+    assert good.read_bytes() == MODULE
+    shutil.copy(good, tmp_path / "good.ko.zst")
+    assert main(["key", "sign-module", str(tmp_path / "good.ko.zst"), "--key", f"file:{keys}/owner.key"]) == 2
+    (tmp_path / "cut.ko.xz").write_bytes(lzma.compress(MODULE)[:-20])
+    assert main(["key", "sign-module", str(tmp_path / "cut.ko.xz"), "--key", f"file:{keys}/owner.key"]) == 2
+    assert main(["key", "sign-module", str(good), "--key", f"file:{keys}/box.key"]) == 2
+    assert "signs no modules" in capsys.readouterr().err
+    assert good.read_bytes() == MODULE
