@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freehold.build import recipe, tree
 from freehold.cli import main
 from freehold.errors import InputError
 from freehold.keys import cms, issue, module, x509
@@ -158,3 +159,46 @@ def test_the_verb_signs_all_or_nothing(keys: Path, tmp_path: Path, capsys: pytes
     assert main(["key", "sign-module", str(good), "--key", f"file:{keys}/box.key"]) == 2
     assert "signs no modules" in capsys.readouterr().err
     assert good.read_bytes() == MODULE
+
+
+def recipe_of(directory: Path, files: str) -> recipe.Recipe:
+    path = directory / "r.toml"
+    path.write_text(f'name = "box"\n[modules]\nfiles = [{files}]\n')
+    return recipe.load(path)
+
+
+def test_a_recipe_takes_signed_modules_only(keys: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain.ko").write_bytes(MODULE)
+    (tmp_path / "text.ko").write_bytes(b"text")
+    signed = module.sign(MODULE, signer(keys, "owner"))
+    (tmp_path / "mine.ko").write_bytes(signed)
+    (tmp_path / "mine.ko.xz").write_bytes(lzma.compress(signed, check=lzma.CHECK_CRC32))
+    with pytest.raises(InputError) as caught:
+        recipe_of(tmp_path, '"plain.ko", "text.ko", "absent.ko", "mine.ko"')
+    assert [fault.partition("modules.files")[2] for fault in caught.value.faults] == [
+        "[0]: 'plain.ko': is not signed: freehold key sign-module plain.ko --key URI",
+        "[1]: 'text.ko': this is not a kernel module",
+        "[2]: 'absent.ko': No such file or directory",
+    ]
+    with pytest.raises(InputError) as caught:
+        recipe_of(tmp_path, '"mine.ko", "mine.ko.xz"')
+    assert caught.value.faults[0].endswith("modules: two files are called mine")
+    found = recipe_of(tmp_path, '"mine.ko"')
+    assert found.modules == (recipe.Module("mine.ko", signed),)
+    (tmp_path / "mine.ko").write_bytes(module.sign(MODULE, signer(keys, "other")))
+    assert recipe_of(tmp_path, '"mine.ko"').id != found.id
+
+
+def test_modules_of_a_recipe_go_where_modprobe_looks_first(
+    keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.ko").write_bytes(module.sign(MODULE, signer(keys, "owner")))
+    found, ran = recipe_of(tmp_path, '"mine.ko"'), []
+    monkeypatch.setattr(tree, "enter", lambda where, command: ran.append((where, command)))
+    tree.install_modules(tmp_path, found, "6.12.1+deb13-amd64")
+    assert (tmp_path / "usr/lib/modules/6.12.1+deb13-amd64/updates/mine.ko").read_bytes() == found.modules[0].content
+    assert ran == [(tmp_path, ["depmod", "-a", "6.12.1+deb13-amd64"])]
+    with pytest.raises(InputError) as caught:
+        tree.install_modules(tmp_path, found, "6.12.2+deb13-amd64")
+    assert caught.value.faults == ("modules: mine.ko: for kernel 6.12.1+deb13-amd64, the image has 6.12.2+deb13-amd64",)
+    assert len(ran) == 1
