@@ -8,6 +8,7 @@ certificates (kernel ``crypto/asymmetric_keys/pkcs7_verify.c``). No signing time
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from freehold.keys.der import EXPLICIT_0, INTEGER, OBJECT_ID, OCTETS, SEQUENCE, SET, wrap
 
@@ -16,6 +17,19 @@ _DATA = bytes.fromhex("2a864886f70d010701")
 _NULL = b"\x05\x00"
 _SHA256 = wrap(SEQUENCE, wrap(OBJECT_ID, bytes.fromhex("608648016503040201")) + _NULL)
 _RSA = wrap(SEQUENCE, wrap(OBJECT_ID, bytes.fromhex("2a864886f70d010101")) + _NULL)
+
+
+class Signs(Protocol):
+    """A key with its certificate: :class:`freehold.keys.x509.Signer`."""
+
+    def certificate_der(self) -> bytes:
+        """The certificate, DER."""
+
+    def sign(self, data: bytes, /) -> bytes:
+        """Raw RSA PKCS#1 v1.5 signature with SHA-256."""
+
+    def check_dates(self) -> None:
+        """Raise :class:`freehold.errors.InputError` unless the certificate is valid now."""
 
 
 def sign(

@@ -11,13 +11,10 @@ import lzma
 import re
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from freehold.errors import InputError
 from freehold.keys import cms, der, pkcs7
-
-if TYPE_CHECKING:
-    from freehold.keys.x509 import Signer
 
 #: Bytes above which a file is no module.
 MAX_BYTES = 256 << 20
@@ -73,7 +70,7 @@ def split(content: bytes) -> Parts:
 def check(module: bytes) -> None:
     """Raise :class:`InputError` unless ``module`` begins as the kernel's modules do on x86-64."""
     if len(module) > MAX_BYTES or not module.startswith(_ELF) or module[16:18] != _ET_REL:
-        raise InputError("this is not a kernel module", hint="modules end in .ko; pack them (.xz) after they are signed, or let us")
+        raise InputError("this is not a kernel module", hint="a module is a file .ko or .ko.xz")
 
 
 def kernel_of(module: bytes) -> str:
@@ -82,7 +79,7 @@ def kernel_of(module: bytes) -> str:
     return found[1].decode() if found else ""
 
 
-def sign(content: bytes, signer: Signer, chain: Sequence[bytes] = ()) -> bytes:
+def sign(content: bytes, signer: cms.Signs, chain: Sequence[bytes] = ()) -> bytes:
     """``content`` with a signature by ``signer``, in the place of one that it has; ``chain``: more certificates (DER) to enclose.
 
     Raises :class:`InputError` for what is no module, and for a certificate that is not valid now.

@@ -267,7 +267,8 @@ def sign_module(arguments: argparse.Namespace, monitor: Monitor) -> Report:
     chain = [x509.der_of(x509.load_certificate(path)) for path in arguments.chain]
     signer = x509.load_signer(arguments.key, _ask, tokens.schemes(monitor))
     if signer.role not in SELF_SIGNED:
-        raise InputError("a key of this kind signs no modules", hint=f"one of the roles {', '.join(SELF_SIGNED)}: freehold key show")
+        hint = f"one of the roles {', '.join(SELF_SIGNED)}: freehold key show"
+        raise InputError("a key of this kind signs no modules", hint=hint)
     signed = {}
     for path, content in contents.items():
         try:

@@ -10,12 +10,17 @@ from freehold import atomic
 from freehold.lock.intent import Intent
 
 
-def note(path: Path, wanted: Intent) -> None:
-    """Let ``status`` know that ``wanted`` stands (informational; the guard and the intent are the truth)."""
+def note(path: Path, wanted: Intent, inputs: str | None = None) -> None:
+    """Let ``status`` know that ``wanted`` stands (informational; the guard and the intent are the truth).
+
+    ``inputs``: what became of the kernel inputs, in the early step's words, when that was tried.
+    """
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
         return
     record["intent"] = {"state": "valid", "serial": wanted.serial, "lock": wanted.lock, "since": wanted.since}
     record["config"] = wanted.config or ""
+    if inputs is not None:
+        record["kernel_inputs"] = inputs
     atomic.write(path, json.dumps(record) + "\n")
