@@ -20,6 +20,7 @@ from tests.vm.test_guard_lab import REPOSITORY, kernel_tree, tools_tree
 from freehold import run
 from freehold.keys import cms, efi, issue, module, verity
 from freehold.keys.x509 import Signer, load_signer
+from freehold.lock import kernel_log
 from freehold.seal import cpio, kernel_inputs
 from freehold.seal.headerball import Entry
 from freehold.vm import firmware, host
@@ -204,6 +205,17 @@ def test_the_lock_wants_a_module_s_own_signature_too(lab: Lab) -> None:
     assert (lab["unsigned"], lab["foreign-module"]) == (errno.EPERM, errno.EPERM)
     assert lab["owner"] == 0
     assert lab["changed"] == errno.EACCES
+
+
+def test_the_kernel_s_own_words_are_understood(lab: Lab) -> None:
+    """`freehold denials` reads them."""
+    records = [line.removeprefix("@log ") for line in lab.console.splitlines() if line.startswith("@log ")]
+    found = kernel_log.find(records, booted=0)
+    told = {(one.kind, one.path): one.count for one in found}
+    assert told["module-signature", None] == 2, records
+    assert told["kernel-inputs", "/tree/unlisted.ko.xz"] == told["kernel-inputs", "/mnt/signed.ko"] == 1, records
+    assert ("kernel-inputs", None) in told
+    assert all(one.program == "init" for one in found)
 
 
 def test_a_module_of_the_owner_s_outside_of_the_tree(lab: Lab) -> None:

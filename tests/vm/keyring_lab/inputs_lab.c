@@ -188,6 +188,22 @@ static void ask_modules(void)
 	answer("signed-file", load("/mnt/signed.ko"));
 }
 
+/* What the kernel said of it, for people: records that begin a line each. */
+static void show_log(void)
+{
+	char record[1024];
+	ssize_t length;
+	int fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+
+	while (fd >= 0 && (length = read(fd, record, sizeof(record) - 1)) > 0) {
+		record[length] = '\0';
+		record[strcspn(record, "\n")] = '\0';
+		if (strstr(record, "Lockdown: ") || strstr(record, "type=1420"))
+			printf("@log %s\n", record);
+	}
+	close(fd);
+}
+
 int main(int count, char **arguments)
 {
 	static const struct firmware none;
@@ -223,6 +239,7 @@ int main(int count, char **arguments)
 	if (command_line_value(INPUTS_WORD, name, sizeof(name)) && command_line_value("older", older, sizeof(older))) {
 		ask_policies(name, older);
 		ask_modules();
+		show_log();
 	}
 	puts("@end");
 	umount("/tree");
