@@ -157,7 +157,9 @@ def test_what_was_lost_is_found_and_made_again(lab: DeriveLab) -> None:
     assert prune.cleanup(lab.sysroot, MONITOR) == []
     good = file_of(lab, lab.running).read_bytes()
     assert findings(lab) == []
-    for damaged in (good[:-1], good + b"x", good.replace(b"op=KMODULE action=DENY", b"op=KMODULE action=DENI"), b""):
+    flipped = good[:-1] + bytes([good[-1] ^ 1])  # in the signature
+    changed = good.replace(b"op=KMODULE action=DENY", b"op=KMODULE action=DENI")
+    for damaged in (good[:-1], good + b"x", flipped, changed, b""):
         file_of(lab, lab.running).write_bytes(damaged)
         assert findings(lab) == [(lab.running.id, "kernel-inputs")], damaged[-20:]
         prune.cleanup(lab.sysroot, MONITOR)
