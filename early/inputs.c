@@ -12,7 +12,10 @@
 
 #include "util.h"
 
+/* Tests build with a directory of their own. */
+#ifndef IPE
 #define IPE "/sys/kernel/security/ipe"
+#endif
 /* The kernel takes a policy in one piece of memory, and has none larger than this. */
 #define MAX_POLICY (4 << 20)
 #define NAME_DIGITS 64
