@@ -84,7 +84,7 @@ def test_what_ends_it_at_once(program: Path, system: Callable[..., Path], tmp_pa
     made = system("1", **{NAME: "0"})
     before = switches(made)
     assert early(program, made, file="absent") == errno.ENOENT
-    for name in ("", "ab", NAME[:-1], NAME + "a", NAME.upper(), "../" + NAME[3:]):
+    for name in ("", "ab", NAME[:-1], NAME + "a", NAME + "z", NAME.upper(), "../" + NAME[3:]):
         assert early(program, made, name=name) == errno.EBADMSG
     (made / "large").write_bytes(bytes(kernel_inputs.MAX_BYTES + 1))
     assert early(program, made, file="large") == errno.EFBIG
