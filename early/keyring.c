@@ -182,6 +182,7 @@ static bool is_refused(const unsigned char *certificate, size_t length)
 
 /* Where certificates go, and what became of them. */
 struct filling {
+	const char *keychain;
 	int32_t ring;
 	struct keyring_filled *filled;
 };
@@ -206,16 +207,34 @@ static long take_from_image(const unsigned char *certificate, size_t length, voi
 	return add_to_ring(certificate, length, filling);
 }
 
+struct sought {
+	const unsigned char *certificate;
+	size_t length;
+};
+
+static long is_sought(const unsigned char *certificate, size_t length, void *argument)
+{
+	const struct sought *sought = argument;
+
+	return length == sought->length && memcmp(certificate, sought->certificate, length) == 0;
+}
+
 /* The firmware's: it may have some of kinds that the kernel does not know. */
 static bool take_from_firmware(const unsigned char *certificate, size_t length, void *argument)
 {
-	return length <= MAX_CERTIFICATE && !is_refused(certificate, length) &&
-	       add_to_ring(certificate, length, argument) == 0;
+	const struct filling *filling = argument;
+	struct sought sought = { certificate, length };
+	int count;
+
+	if (length > MAX_CERTIFICATE || is_refused(certificate, length) || add_to_ring(certificate, length, filling) != 0)
+		return false;
+	filling->filled->own += each_certificate(filling->keychain, NULL, &count, is_sought, &sought) == 1;
+	return true;
 }
 
 int keyring_load_verity(const char *dir, const struct firmware *firmware, struct keyring_filled *filled)
 {
-	struct filling filling = { .ring = find_ring(".fs-verity"), .filled = filled };
+	struct filling filling = { .keychain = dir, .ring = find_ring(".fs-verity"), .filled = filled };
 	long result = 0;
 	int count;
 

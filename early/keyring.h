@@ -14,6 +14,7 @@ struct revoked;
 struct keyring_filled {
 	bool from_firmware; /* from the firmware's lists, else from the image's own keychain */
 	int loaded;	    /* certificates that are in it */
+	int own;	    /* of the firmware's: those that the image's keychain has as well */
 	int skipped;	    /* that were offered and are not: revoked, for firmware's programs only, unknown to the kernel */
 };
 

@@ -12,7 +12,8 @@
  *      locked, and which committed /etc; a locked machine boots no release below its rollback floor; what this boot is
  *      goes into the TPM, for attestation;
  *   5. /etc, /root and /var are put together as the state asks; the root is switched;
- *   6. where the intent says so, the guard is loaded and latched, and lockdown is raised
+ *   6. where the intent says so, the release's policy of kernel inputs is put into force, the guard is loaded and latched,
+ *      and lockdown is raised
  *      (the rescue entry: in any case, and with factory settings, see rescue.h);
  *   7. boot/prepare from the sealed tree applies typed machine state, and Ignition at the first boot (it is started
  *      before 6 and waits for it, see prepare.h);
@@ -38,6 +39,7 @@
 #include "firmware.h"
 #include "floor.h"
 #include "guard.h"
+#include "inputs.h"
 #include "keyring.h"
 #include "measure.h"
 #include "memory.h"
@@ -178,8 +180,31 @@ static uint64_t release_number(void)
 	return command_line_value("freehold.release", text, sizeof(text)) ? floor_number(text) : 0;
 }
 
+/*
+ * On a locked boot: from here on the kernel reads only what this release has, or the owner signed. What the initrd needs is
+ * loaded. Where the firmware knows a certificate of the keychain, which is how the kernel knows the policy's signer, there is
+ * no boot without it: else whoever removes a file would have removed it. The rescue entry repairs such files. Returns what
+ * became of it, for the boot record.
+ */
+static const char *bind_inputs(const struct trust *trust, const char *digest, bool rescue)
+{
+	char name[72], file[128];
+
+	if (!command_line_value(INPUTS_WORD, name, sizeof(name)))
+		return "none";
+	snprintf(file, sizeof(file), DISK "/deployments/%.16s/" INPUTS_FILE, digest);
+	int error = inputs_enforce(file, name);
+	if (!error)
+		return "enforced";
+	if (trust->ring.own && !rescue)
+		die("the list of kernel inputs cannot be enforced (%s), and the owner asked for the lock", inputs_fault(error));
+	say("the list of kernel inputs is not enforced by the kernel itself (%s): the guard alone judges them",
+	    inputs_fault(error));
+	return error == -ENOKEY ? "unknown" : "failed";
+}
+
 static void write_boot_record(const struct trust *trust, const struct owner *owner, const struct floored *floored,
-			      const char *digest, bool config, bool rescue)
+			      const char *digest, bool config, bool rescue, const char *inputs)
 {
 	static const char *const standing[] = { "absent", "valid", "invalid" };
 	char text[1536];
@@ -190,7 +215,8 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      "\"release\":%llu,\"floor\":{\"effective\":%llu,\"raised\":%llu,\"serial\":%llu,\"risen\":%s,\"set\":%s,\"tpm\":\"%s\"},"
 			      "\"remembered\":{\"lock\":\"%s\",\"serial\":%llu,\"overruled\":%s},"
 			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d,"
-			      "\"rescue\":%s}\n",
+			      "\"keychain_own\":%d,"
+			      "\"rescue\":%s,\"kernel_inputs\":\"%s\"}\n",
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
 			      intent_lock_name(measure_lock(owner)),
@@ -204,7 +230,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      (unsigned long long)floored->memory.serial, owner->forgotten ? "true" : "false",
 			      trust->secure_boot ? "true" : "false",
 			      trust->ring.from_firmware ? "firmware" : "image", trust->ring.loaded,
-			      trust->ring.skipped, rescue ? "true" : "false");
+			      trust->ring.skipped, trust->ring.own, rescue ? "true" : "false", inputs);
 
 	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
 		say("no boot record");
@@ -332,7 +358,8 @@ int main(void)
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
 			die("the owner's /etc cannot be moved");
 	}
-	write_boot_record(&trust, &owner, &floored, digest, config, rescue);
+	const char *inputs = locked ? bind_inputs(&trust, digest, rescue) : "off";
+	write_boot_record(&trust, &owner, &floored, digest, config, rescue, inputs);
 	switch_root();
 	struct preparation preparation;
 	bool prepared = owner.first_boot || fresh;

@@ -22,8 +22,9 @@ from freehold.keys.verity import digest_bytes, digest_file
 from freehold.keys.x509 import Signer, load_signer
 from freehold.lock import intent as intents
 from freehold.lock.intent import Intent
+from freehold.seal import kernel_inputs
 from freehold.seal.walk import walk
-from freehold.update.manifest import Manifest, Uki, serialize_manifest, sha256
+from freehold.update.manifest import Inputs, Manifest, Uki, serialize_manifest, sha256
 
 MACHINE = "0123456789abcdef0123456789abcdef"
 EPOCH = 1_700_000_000
@@ -73,6 +74,8 @@ class DeriveLab:
     """A machine that runs release ``1.0``; ``releases`` are what it has."""
 
     root: Path
+    #: Whether its releases have a policy of kernel inputs, a module and a firmware file.
+    inputs: bool = False
     tools: Tools = field(default_factory=tools_or_skip)
     sysroot: Sysroot = field(init=False)
     running: Manifest = field(init=False)
@@ -107,6 +110,10 @@ class DeriveLab:
         (tree / "usr/share/doc/old/readme").write_text("old\n")
         (tree / "usr/lib/empty").write_text("")
         (tree / "usr/etc").chmod(0o750)
+        if self.inputs:
+            for name in ("usr/lib/modules/6.12/kernel/card.ko.xz", "usr/lib/firmware/card.bin"):
+                (tree / name).parent.mkdir(parents=True)
+                (tree / name).write_text(f"{name} of {version}")
         return tree
 
     def install(self, version: str, timestamp: int, *, entry: bool = True) -> Manifest:
@@ -117,11 +124,14 @@ class DeriveLab:
         entries = list(walk(tree))
         commit = commits.commit_tree(self.tools, self.sysroot.repo, tree, name="server", version=version, epoch=EPOCH)
         image = images.write_image(self.tools, entries, commit, work / "image", EPOCH)
+        policy = kernel_inputs.policy(kernel_inputs.rules(entries))
+        signed_inputs = Inputs(kernel_inputs.check(policy), kernel_inputs.sign(policy, keys()["vendor"]))
+        word = f"{kernel_inputs.word(signed_inputs.name)} " if self.inputs else ""
         (work / "kernel").write_bytes((self.tools.root / ukis.STUB[1:]).read_bytes())
         (work / "initrd").write_bytes(b"initrd of " + version.encode() * 1000)
         unsigned = ukis.write_pair(
             self.tools, work, kernel=work / "kernel", uname="6.12", initrd=work / "initrd",
-            line=f"freehold.image={image.digest} freehold.release={timestamp} ro quiet console=ttyS0 panic=5",
+            line=f"freehold.image={image.digest} freehold.release={timestamp} {word}ro quiet console=ttyS0 panic=5",
             release=ukis.os_release("server", version),
         )  # fmt: skip
         signed = []
@@ -133,7 +143,7 @@ class DeriveLab:
             name="server", version=version, commit=commit.id, image_digest=image.digest, image_size=image.size,
             uki=Uki("uki.efi", sha256(uki), len(uki)), rescue=Uki("rescue.efi", sha256(rescue), len(rescue)),
             timestamp=timestamp, number=timestamp, architecture="amd64", kernel="6.12", suite="trixie",
-            packages=(("bash", "5.2", "amd64"),),
+            packages=(("bash", "5.2", "amd64"),), inputs=signed_inputs if self.inputs else None,
         )  # fmt: skip
         data = serialize_manifest(manifest)
         directory = self.sysroot.deployments / manifest.id

@@ -15,6 +15,7 @@ from freehold.update.manifest import (
     MANIFEST_LIMIT,
     STREAM_LIMIT,
     Derived,
+    Inputs,
     Stream,
     canonical,
     difference,
@@ -62,6 +63,28 @@ def test_a_damaged_derivation_is_refused(key: str, value: object) -> None:
         with pytest.raises(InputError) as error:
             parse_manifest(canonical({**fields(), "derived": wrong}))
         assert any("derived" in fault for fault in error.value.faults)
+
+
+def test_kernel_inputs_are_a_name_and_a_signature() -> None:
+    value = parse_manifest(json.dumps(fields()).encode())._replace(inputs=Inputs("ab" * 32, b"signature"))
+    data = serialize_manifest(value)
+    assert parse_manifest(data) == value
+    assert json.loads(data)["kernel_inputs"] == {"name": "ab" * 32, "signature": "c2lnbmF0dXJl"}
+    assert "kernel_inputs" not in json.loads(serialize_manifest(value._replace(inputs=None)))
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (None, "name"), ([], "name"), ({"name": "ab" * 32}, "signature"), ({"name": "AB" * 32, "signature": "AAAA"}, "name"),
+        ({"name": "ab" * 32, "signature": "*"}, "signature"), ({"name": "ab" * 32, "signature": "A" * 20_000}, "signature"),
+        ({"name": "ab" * 32, "signature": ""}, "signature"),
+    ],
+)  # fmt: skip
+def test_damaged_kernel_inputs_are_refused(value: object, fault: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_manifest(json.dumps({**fields(), "kernel_inputs": value}).encode())
+    assert any(one.startswith(f"kernel_inputs.{fault}") for one in caught.value.faults)
 
 
 def test_canonical_form_is_pinned() -> None:

@@ -22,12 +22,14 @@ from freehold.build.store import Store, cache_directory
 from freehold.build.tools import Tools, ensure
 from freehold.cli import main
 from freehold.errors import InputError
+from freehold.keys import cms, verity
 from freehold.keys.issue import create
 from freehold.keys.verify import Keychain, verify_document
 from freehold.keys.x509 import Signer, load_signer
 from freehold.monitor import NullMonitor
 from freehold.run import Argument
-from freehold.seal import cpio
+from freehold.seal import cpio, kernel_inputs
+from freehold.seal.headerball import Entry, headerball
 from freehold.update.manifest import Manifest, parse_manifest, serialize_manifest
 
 RECIPE = Path(__file__).parents[2] / "recipes/server.toml"
@@ -73,12 +75,12 @@ def tools() -> Tools:
     return ensure(cache_directory(), NullMonitor())
 
 
-def make_ukis(tools: Tools, work: Path, seed: int, manifest: Manifest) -> tuple[Path, Path]:
+def make_ukis(tools: Tools, work: Path, seed: int, manifest: Manifest, inputs: str = "") -> tuple[Path, Path]:
     work.mkdir(parents=True)
     shutil.copy(tools.root / LOADER, work / "vmlinuz")
     os.utime(work / "vmlinuz", (seed, seed))
     initrd.write_initrd(tools, initrd.members(make_tree(work / "tree", seed), KERNEL, KEYCHAIN), work / "initrd")
-    line = uki.command_line(manifest.image_digest, manifest.number, ["tty0"], ["quiet"])
+    line = uki.command_line(manifest.image_digest, manifest.number, ["tty0"], ["quiet"], inputs)
     return uki.write_pair(
         tools, work, kernel=work / "vmlinuz", uname=KERNEL, initrd=work / "initrd", line=line,
         release=uki.os_release("server", "1.0"),
@@ -214,6 +216,52 @@ def test_an_interrupted_signing_is_done_again(
     monkeypatch.undo()
     assert signing.sign_release(tools, release, signers["two"]) == manifest
     assert not signing.is_unsigned(release)
+
+
+def write_image(tools: Tools, target: Path, digest: bytes) -> bytes:
+    """A metadata image of a tree with one module, whose data has the fs-verity ``digest``."""
+    entries = [Entry(path, 0o040755, 0, 0) for path in ("/", "/usr", "/usr/lib", "/usr/lib/modules")]
+    entries.append(Entry("/usr/lib/modules/a.ko", 0o100644, 0, 0, 9, redirect="/aa/bb.file", digest=digest))
+    target.with_suffix(".ball").write_bytes(headerball(entries))
+    tools.run(["mkfs.erofs", "-d0", "--tar=headerball", "-T1", target, target.with_suffix(".ball")], binds=[target.parent])
+    return kernel_inputs.policy(kernel_inputs.rules(entries))
+
+
+@pytest.mark.build
+def test_kernel_inputs_are_signed_as_the_image_has_them(tools: Tools, signers: dict[str, Signer], tmp_path: Path) -> None:
+    policy = write_image(tools, tmp_path / "image", b"a" * 32)
+    other = write_image(tools, tmp_path / "other", b"b" * 32)
+    image = (tmp_path / "image").read_bytes()
+    manifest = lab_manifest("1.0", 1000)[0]._replace(
+        image_digest=verity.digest_bytes(image).hex(), image_size=len(image)
+    )  # fmt: skip
+    files = [("release-one.der", signers["one"].certificate_der())]
+
+    def release(name: str, inputs: str) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "image").write_bytes(image)
+        built = make_ukis(tools, tmp_path / f"work-{name}", 1, manifest, inputs)
+        signing.write_unsigned(tmp_path / name, manifest, built, files)
+        return tmp_path / name
+
+    wrong = release("wrong", kernel_inputs.check(other))
+    with pytest.raises(InputError) as caught:
+        signing.sign_release(tools, wrong, signers["one"])
+    assert "other kernel inputs" in caught.value.faults[0]
+    assert not (wrong / "manifest.json").exists()
+
+    right = release("right", kernel_inputs.check(policy))
+    assert parse_manifest((right / signing.UNSIGNED).read_bytes()).inputs is None
+    signed = signing.sign_release(tools, right, signers["one"])
+    assert signed.inputs is not None
+    assert signed.inputs.name == kernel_inputs.check(policy)
+    assert parse_manifest((right / "manifest.json").read_bytes()).inputs == signed.inputs
+    one = signers["one"]
+    assert signing.loadable_policy(right) == cms.sign(policy, one.certificate_der(), one.sign, attached=True)
+
+    # Before there were such lists, and machines that have one: nothing is made up.
+    assert signing.sign_release(tools, release("older", ""), signers["one"]).inputs is None
+    assert signing.loadable_policy(tmp_path / "older") == b""
 
 
 @pytest.mark.build

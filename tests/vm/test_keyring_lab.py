@@ -89,21 +89,26 @@ def leaf_of(authority: Signer) -> Signer:
 
 def make_signers(directory: Path) -> dict[str, Signer]:
     """Two owners and a release key, all in the keychain, a foreigner who is not, one of the keychain's and one of the
-    firmware's who are revoked.
+    firmware's who are revoked; the machine's maker, whom the firmware alone knows.
     """
     signers = {}
     roles = {"first": "owner", "second": "owner", "release": "release", "foreign": "owner", "lost": "owner", "barred": "owner"}
+    roles["maker"] = "owner"
     for name, role in roles.items():
         create(name, "release" if role == "release" else "owner", directory, None)
         signers[name] = load_signer(f"file:{directory / name}.key", lambda prompt: b"")
     return signers
 
 
+#: Whom the firmware's db has.
+DB = ("first", "second", "release", "barred", "lost", "maker")
+
+
 def initrd_members(signers: dict[str, Signer], kernel: Path) -> dict[str, bytes]:
     """The guest's files but for /init."""
     first, foreign, lost = signers["first"], signers["foreign"], signers["lost"]
     barred = signers["barred"].certificate_der()
-    lists = [efi.certificate_list(signers[name].certificate_der()) for name in ("first", "second", "release", "barred", "lost")]
+    lists = [efi.certificate_list(signers[name].certificate_der()) for name in DB]
     for_firmware = efi.certificate_list(foreign.certificate_der(), efi.FIRMWARE_ONLY)
     leaf, digest = leaf_of(first), verity.digest_bytes(TEXT)
     module = next(kernel.glob("usr/lib/modules/*/kernel/drivers/block/virtio_blk.ko.xz"))
@@ -198,8 +203,10 @@ def test_length_check_is_ours_because_the_kernel_has_none(lab: dict[str, str]) -
 
 def test_ring_has_the_keychain_and_is_closed(lab: dict[str, str]) -> None:
     # db has three more: revoked by dbx, revoked by the image, for option ROMs.
-    assert (lab["load"], lab["from-firmware"], lab["loaded"], lab["skipped"]) == ("0", "1", "3", "3")
-    assert lab["ring-keys"] == "3"
+    assert (lab["load"], lab["from-firmware"], lab["loaded"], lab["skipped"]) == ("0", "1", "4", "3")
+    assert lab["ring-keys"] == "4"
+    # The maker of the machine does not make the firmware one that knows the keychain.
+    assert lab["own"] == "3"
     assert lab["load-again"] == str(-errno.EPERM)
     assert lab["add-after-seal"] == str(errno.EPERM)
 

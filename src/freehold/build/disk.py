@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freehold import atomic
-from freehold.build import rootfs
+from freehold.build import rootfs, signing
 from freehold.build.enrol import DIRECTORY, NOTHING, SecureBootKeys
 from freehold.build.store import Store
 from freehold.build.tools import Tools
@@ -20,6 +20,7 @@ from freehold.build.uki import sign_efi
 from freehold.errors import InputError
 from freehold.keys.x509 import Signer
 from freehold.monitor import Monitor, step
+from freehold.seal import kernel_inputs
 from freehold.update import rescue_entry
 from freehold.update.manifest import ID_LENGTH
 
@@ -131,6 +132,9 @@ def _make_root(
     # The boot images are there twice: on the ESP, and here, from where a wiped ESP is made again.
     for name in BOOTABLE:
         shutil.copy(release / name, deployment / name)
+    policy = signing.loadable_policy(release)
+    if policy:
+        (deployment / kernel_inputs.FILE).write_bytes(policy)
     if ignition is not None:
         (staging / "provision.ign").write_bytes(ignition)
         (staging / "provision.ign").chmod(0o600)

@@ -25,7 +25,7 @@ from freehold.build.tools import Tools, ensure
 from freehold.errors import FreeholdError, InputError
 from freehold.keys.x509 import Signer
 from freehold.monitor import Monitor, step
-from freehold.seal import cpio, headerball, ids, stubs
+from freehold.seal import cpio, headerball, ids, kernel_inputs, stubs
 from freehold.seal.dpkg import installed
 from freehold.seal.walk import walk
 from freehold.update import rescue_entry
@@ -197,7 +197,8 @@ def _make(
         sealed = work / "release"
         sealed.mkdir()
         metadata = image.write_image(tools, entries, commit, sealed / "image", epoch)
-        line = uki.command_line(metadata.digest, inputs.number, recipe.console, recipe.cmdline)
+        policy = kernel_inputs.name_of(kernel_inputs.rules(entries))
+        line = uki.command_line(metadata.digest, inputs.number, recipe.console, recipe.cmdline, policy)
         # The early step compares: what firmware or a hypervisor appends is not what was signed.
         packed["cmdline"] = cpio.Member(cpio.REGULAR, uki.sealed_lines(line))
         initrd.write_initrd(tools, packed, work / "initrd")

@@ -78,6 +78,14 @@ class File:
 
 
 @dataclass(frozen=True)
+class Module:
+    """A kernel module of the recipe's own, signed: a file name (.ko, .ko.xz) and the file's bytes."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True)
 class Units:
     """What systemd shall do with units: names, in the recipe's order."""
 
@@ -116,6 +124,7 @@ class Recipe:
     recommends: bool
     users: tuple[User, ...]
     files: tuple[File, ...]
+    modules: tuple[Module, ...]
     units: Units
     cmdline: tuple[str, ...]
     console: tuple[str, ...]
@@ -159,7 +168,7 @@ def _plain(value: object) -> object:
         return {"sha256": hashlib.sha256(value).hexdigest(), "size": len(value)}
     if isinstance(value, tuple):
         return [_plain(element) for element in value]
-    if isinstance(value, User | File | Units | Certificate):
+    if isinstance(value, User | File | Module | Units | Certificate):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return value
 
@@ -319,6 +328,17 @@ def _resolve(document: RecipeDocument, base: Path, problems: list[str]) -> dict[
         files.append({**element, "content": content})
     if files:
         data["files"] = files
+    modules = []
+    for index, name in enumerate(data.get("modules", {}).get("files", ())):
+        where = document.where(("modules", "files", index))
+        try:
+            modules.append(_module(base / name))
+        except OSError as error:
+            problems.append(f"{where}: {name!r}: {error.strerror}")
+        except InputError as error:
+            problems.append(f"{where}: {name!r}: {error.message}")
+    if modules:
+        data["modules"] = {"files": modules}
     keychain: dict[str, list[Any]] = {}
     for role, names in data.get("keychain", {}).items():
         if role == REVOKED_NAME:
@@ -342,6 +362,18 @@ def _resolve(document: RecipeDocument, base: Path, problems: list[str]) -> dict[
     if "keychain" in data:
         data["keychain"] = keychain
     return data
+
+
+def _module(path: Path) -> Module:
+    """A module that can be loaded under the lock: what is unsigned is better known now than on the machine."""
+    from freehold.keys import module
+
+    content = _read(path, module.MAX_BYTES)
+    parts = module.split(module.unpacked(content, path.name))
+    module.check(parts.module)
+    if parts.signature is None:
+        raise InputError(f"is not signed: freehold key sign-module {path.name} --key URI")
+    return Module(path.name, content)
 
 
 def certificate_der(content: bytes) -> bytes:
@@ -388,6 +420,8 @@ def assembly_faults(data: Mapping[str, Any], source: str) -> list[str]:
             if certificate.filename in names:
                 found.append(f"{source}: keychain: two certificates would be {certificate.filename}")
             names.add(certificate.filename)
+    modules = [one.name.partition(".")[0] for one in data.get("modules", {}).get("files", ())]
+    found += [f"{source}: modules: two files are called {name}" for name in sorted(set(modules)) if modules.count(name) > 1]
     claimed: dict[str, str] = {}
     for verdict in ("tmpfiles", "discard", "seed"):
         for pattern in data.get("var", {}).get(verdict, ()):
@@ -430,6 +464,7 @@ def assemble(data: Mapping[str, Any]) -> Recipe:
             for one in sorted(data.get("users", ()), key=lambda one: str(one["name"]))
         ),
         files=tuple(sorted(files, key=lambda one: one.path)),
+        modules=tuple(sorted(part("modules", "files", ()), key=lambda one: str(one.name))),
         units=Units(
             names(part("units", "enable", ())), names(part("units", "disable", ())), names(part("units", "mask", ()))
         ),

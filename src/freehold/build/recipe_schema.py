@@ -193,6 +193,10 @@ SCHEMA = Table(
                 "owner": Key("string", "user:group", _matches(OWNER, "user:group")),
             },
         ),
+        "modules": Table(
+            about="Kernel modules of your own, signed",
+            keys={"files": Key("strings", "modules (.ko, .ko.xz), relative to the recipe", _relative)},
+        ),
         "units": Table(about="systemd units", keys={"enable": _UNITS, "disable": _UNITS, "mask": _UNITS}),
         "boot": Table(
             about="Boot loader and kernel",

@@ -4,7 +4,9 @@
 An unsigned release is a directory with ``image``, ``uki.unsigned.efi``, ``rescue.unsigned.efi``, ``manifest.unsigned.json``
 (the manifest, with the unsigned kernel images where the signed ones will be), ``keychain/`` (what the machines will have)
 and ``build.json``. No signature is inside of the tree, the metadata image or the kernel images' sections; what of the keys
-is in there are certificates. So the key signs three things: the two kernel images, for the firmware, and the manifest.
+is in there are certificates. So the key signs four things: the two kernel images, for the firmware, the policy of kernel
+inputs, for the kernel (:mod:`freehold.seal.kernel_inputs`: it follows from the image, and the command line names it), and the
+manifest, which has that signature.
 
 Signing writes ``rescue.efi``, ``uki.efi``, ``manifest.json.sig`` and, last, ``manifest.json``: only then is it a release. An
 interrupted signing is done again from the start; what it needs goes when the manifest is there.
@@ -24,8 +26,9 @@ from freehold.errors import InputError
 from freehold.keys import pe, verity
 from freehold.keys.verify import Keychain, verify_document
 from freehold.keys.x509 import Signer
+from freehold.seal import kernel_inputs
 from freehold.update import rescue_entry
-from freehold.update.manifest import MANIFEST_LIMIT, Manifest, Uki, parse_manifest, serialize_manifest
+from freehold.update.manifest import MANIFEST_LIMIT, Inputs, Manifest, Uki, parse_manifest, serialize_manifest
 
 UNSIGNED = "manifest.unsigned.json"
 UNSIGNED_UKI = "uki.unsigned.efi"
@@ -72,8 +75,8 @@ def check(release: Path) -> Manifest:
     """The manifest of an unsigned release whose parts belong together. :class:`InputError` lists what does not.
 
     It says that the image and the kernel images are those of the manifest, that the normal one's command line names that
-    image and that number, and that the rescue one's is the same with the rescue's words. What else they contain is the
-    builder's word.
+    image, that number and that image's kernel inputs, and that the rescue one's is the same with the rescue's words. What else
+    they contain is the builder's word.
     """
     with (release / UNSIGNED).open("rb") as source:
         manifest = parse_manifest(source.read(MANIFEST_LIMIT + 1))
@@ -95,9 +98,23 @@ def check(release: Path) -> Manifest:
         faults.append(f"{UNSIGNED_UKI}: it is a rescue image")
     if lines[UNSIGNED_RESCUE] != rescue_entry.line(normal):
         faults.append(f"{UNSIGNED_RESCUE}: its command line is not that of the rescue image beside {UNSIGNED_UKI}")
+    wanted = kernel_inputs.named(normal)
+    if not faults and wanted and kernel_inputs.check(policy_of(release)) != wanted:
+        faults.append(f"{UNSIGNED_UKI}: its command line names other kernel inputs than the image has")
     if faults:
         raise InputError(f"{release} is damaged", faults=faults)
     return manifest
+
+
+def policy_of(release: Path) -> bytes:
+    """The policy of kernel inputs of the release's image. :class:`InputError` when it is no image of ours."""
+    return kernel_inputs.of_image((release / "image").read_bytes())
+
+
+def loadable_policy(release: Path) -> bytes:
+    """The signed release's policy of kernel inputs as the kernel takes it; b"" when the release has none."""
+    inputs = manifest_of(release).inputs
+    return kernel_inputs.attach(inputs.signature, policy_of(release)) if inputs is not None else b""
 
 
 def sign_release(tools: Tools, release: Path, signer: Signer) -> Manifest:
@@ -118,9 +135,13 @@ def sign_release(tools: Tools, release: Path, signer: Signer) -> Manifest:
             f"machines with this keychain would refuse the release: {verdict.reason}",
             hint="the signing key's certificate, or its vendor's, has to be in --keys or in the recipe when it is built",
         )
+    inputs = None
+    if kernel_inputs.named(_command_line(release / UNSIGNED_UKI)):
+        policy = policy_of(release)
+        inputs = Inputs(kernel_inputs.check(policy), kernel_inputs.sign(policy, signer))
     rescue = _sign(tools, release, UNSIGNED_RESCUE, manifest.rescue, rescue_entry.FILE, signer)
     normal = _sign(tools, release, UNSIGNED_UKI, manifest.uki, "uki.efi", signer)
-    signed = manifest._replace(uki=normal, rescue=rescue)
+    signed = manifest._replace(uki=normal, rescue=rescue, inputs=inputs)
     data = serialize_manifest(signed)
     atomic.write(release / "manifest.json.sig", signer.sign_document(data))
     atomic.write(release / "manifest.json", data)

@@ -15,6 +15,7 @@ from freehold import files, run
 from freehold.build import state, unit_scripts
 from freehold.build.recipe import Recipe
 from freehold.errors import FreeholdError, InputError
+from freehold.keys import module
 from freehold.seal import accounts, ids, stubs
 from freehold.seal.ids import IdLock
 from freehold.seal.walk import LEFTOVERS, SECRETS, stamp_bytecode, strip_privileges
@@ -60,6 +61,24 @@ def write_files(tree: Path, recipe: Recipe) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(item.content)
         target.chmod(item.mode)
+
+
+def install_modules(tree: Path, recipe: Recipe, kernel: str) -> None:
+    """Put the recipe's modules where modprobe looks first. :class:`InputError` for one that is for another kernel."""
+    if not recipe.modules:
+        return
+    faults = []
+    directory = tree / "usr/lib/modules" / kernel / "updates"
+    directory.mkdir(parents=True, exist_ok=True)
+    for one in recipe.modules:
+        built_for = module.kernel_of(module.unpacked(one.content, one.name))
+        if built_for != kernel:
+            faults.append(f"modules: {one.name}: for kernel {built_for or 'unknown'}, the image has {kernel}")
+        (directory / one.name).write_bytes(one.content)
+        (directory / one.name).chmod(0o644)
+    if faults:
+        raise InputError("the recipe's modules do not fit", faults=faults)
+    enter(tree, ["depmod", "-a", kernel])
 
 
 def set_units(tree: Path, recipe: Recipe) -> None:
@@ -115,6 +134,7 @@ def finish(tree: Path, recipe: Recipe, *, version: str, epoch: int, sources: str
     remove_leftovers(tree)
     kernel = settle_kernel(tree)
     write_files(tree, recipe)
+    install_modules(tree, recipe, kernel)
     state.add_users(tree, recipe)
     lock = accounts.fix_ids(tree, lock)
     own_files(tree, recipe)

@@ -9,7 +9,7 @@ from pathlib import Path
 from freehold.build.tokens import NOBODY_TO_ASK
 from freehold.build.tools import Tools
 from freehold.keys.x509 import Signer
-from freehold.seal import authenticode, repack
+from freehold.seal import authenticode, kernel_inputs, repack
 from freehold.update import rescue_entry
 
 STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
@@ -29,9 +29,12 @@ def names(digest: str, number: int) -> str:
     return f"freehold.image={digest} freehold.release={number}"
 
 
-def command_line(digest: str, number: int, consoles: Sequence[str], extra: Sequence[str]) -> str:
-    """The sealed kernel command line; ``number`` is what the rollback floor is compared with. Pure."""
-    return " ".join([names(digest, number), *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
+def command_line(digest: str, number: int, consoles: Sequence[str], extra: Sequence[str], inputs: str = "") -> str:
+    """The sealed kernel command line; ``number`` is what the rollback floor is compared with, ``inputs`` the name of the
+    policy of kernel inputs, if there is one. Pure.
+    """
+    named = [names(digest, number), *([kernel_inputs.word(inputs)] if inputs else [])]
+    return " ".join([*named, *COMMAND_LINE, *(f"console={name}" for name in consoles), *extra])
 
 
 def sealed_lines(line: str) -> bytes:

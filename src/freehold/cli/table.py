@@ -42,7 +42,7 @@ VERBS = (
     )),
     Verb("inspect", BUILD, "show what a release holds", ("freehold inspect server-1.2 --json",)),
     Verb("diff", BUILD, "the difference between two releases", ("freehold diff server-1.1 server-1.2",)),
-    Verb("key", "freehold.keys.verbs", "make, issue, revoke and show keys", (
+    Verb("key", "freehold.keys.verbs", "make, issue, revoke and show keys; sign kernel modules", (
         "freehold key new vendor --role vendor",
         "freehold key issue release --role release --ca file:vendor.key --days 365",
         "freehold key request release --key 'pkcs11:token=HSM;object=release'",
@@ -51,6 +51,7 @@ VERBS = (
         "freehold key dbx release-1.crt --key file:/media/stick/owner.key --boots server-1.3 --dry-run",
         "freehold key dbx old-loader.efi --key 'tpm2:0x81000005?certificate=owner.crt'",
         "freehold key show owner",
+        "freehold key sign-module wireguard-next.ko --key file:/media/stick/owner.key",
     ), group=True),
     Verb("publish", SERVER, "put a release where machines find it", ("freehold publish server-1.2 --to /srv/www/freehold",)),
     Verb("serve", SERVER, "serve published releases over HTTP", ("freehold serve /srv/www/freehold --port 8000",)),

@@ -34,7 +34,7 @@ from pathlib import Path
 
 from freehold import atomic
 from freehold.device import base as bases
-from freehold.device import content, loader, prune
+from freehold.device import content, inputs, loader, prune
 from freehold.device.base import Base
 from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, InputError, VerificationError
@@ -45,7 +45,7 @@ from freehold.keys.x509 import Signer
 from freehold.lock import requests
 from freehold.monitor import Monitor, step
 from freehold.run import run
-from freehold.seal import authenticode, cpio, erofs, repack
+from freehold.seal import authenticode, cpio, erofs, kernel_inputs, repack
 from freehold.seal.erofs import Image
 from freehold.seal.headerball import Entry, headerball
 from freehold.update import rescue_entry
@@ -53,6 +53,7 @@ from freehold.update.manifest import (
     ID_LENGTH,
     IMAGE_LIMIT,
     Derived,
+    Inputs,
     Manifest,
     Uki,
     image_of,
@@ -86,23 +87,29 @@ class Layer:
 class Unsigned:
     """A deployment that lacks its signatures: the manifest without the UKIs' digests, the UKIs without their signatures.
 
-    ``rescue`` is :func:`rescue_image` of ``uki``; ``signature_digest`` is the Authenticode digest of ``uki``.
+    ``rescue`` is :func:`rescue_image` of ``uki``; ``signature_digest`` is the Authenticode digest of ``uki``. ``policy`` is the
+    text of its kernel inputs, when it has others than its release; else the manifest has the release's own signature.
     """
 
     manifest: Manifest
     uki: bytes
     rescue: bytes
     signature_digest: bytes = field(repr=False)
+    policy: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
 class Signatures:
-    """What the owner's side adds: PKCS#7 for each UKI, the content of ``manifest.json.sig``, and the key's name."""
+    """What the owner's side adds: PKCS#7 for each UKI, the content of ``manifest.json.sig``, and the key's name.
+
+    ``policy``: the signature of kernel inputs that the release has not, b"" where there are none.
+    """
 
     uki: bytes
     rescue: bytes
     manifest: bytes
     signer: str
+    policy: bytes = b""
 
 
 def version_of(base: Manifest, serial: int) -> str:
@@ -186,9 +193,11 @@ def assemble(
             digest, size = _image(sysroot, entries, commit, below.epoch, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    uki, saving = _kernel_image(program, base.manifest.image_digest, digest, line, version)
+    policy, words = _inputs(base.manifest, line, entries)
+    words[f"freehold.image={base.manifest.image_digest}"] = f"freehold.image={digest}"
+    uki, saving = _kernel_image(program, base.manifest.image_digest, words, line, version)
     manifest = base.manifest._replace(
-        version=version, commit=commit, image_digest=digest, image_size=size,
+        version=version, inputs=None if policy else base.manifest.inputs, commit=commit, image_digest=digest, image_size=size,
         uki=Uki(f"freehold-{version}-{digest[:ID_LENGTH]}.efi", UNSIGNED, 1),
         rescue=Uki(rescue_entry.name(version, digest[:ID_LENGTH]), UNSIGNED, 1),
         packages=base.manifest.packages if layer.packages is None else layer.packages,
@@ -196,11 +205,25 @@ def assemble(
             base.manifest.image_digest, base.fingerprint, base.manifest.version, requests.name_of(text), wanted.lines
         ),
     )  # fmt: skip
-    return Unsigned(manifest, uki, rescue_image(uki, saving), repack.digest(repack.parse(uki)))
+    return Unsigned(manifest, uki, rescue_image(uki, saving), repack.digest(repack.parse(uki)), policy)
 
 
-def _kernel_image(program: Program, old: str, new: str, line: str, version: str) -> tuple[bytes, str]:
-    """The release's kernel image for the tree ``new``, started with ``line``, and its rescue image's command line. Pure.
+def _inputs(base: Manifest, line: str, entries: Sequence[Entry]) -> tuple[bytes, dict[str, str]]:
+    """The policy of kernel inputs that has to be signed for a tree of ``entries``, b"" when the release's own will do, and
+    what changes about the command line ``line`` for it. Pure.
+    """
+    if base.inputs is None or kernel_inputs.named(line) != base.inputs.name:
+        return b"", {}
+    policy = kernel_inputs.policy(kernel_inputs.rules(entries))
+    name = kernel_inputs.check(policy)
+    if name == base.inputs.name:
+        return b"", {}
+    return policy, {kernel_inputs.word(base.inputs.name): kernel_inputs.word(name)}
+
+
+def _kernel_image(program: Program, old: str, words: Mapping[str, str], line: str, version: str) -> tuple[bytes, str]:
+    """The release's kernel image, started with ``line``, and its rescue image's command line; in both ``words`` are replaced by
+    those of the new tree. ``old`` is the release's tree. Pure.
 
     The rescue entry keeps the release's own arguments: it is for when the owner's are wrong. The early step knows the
     sealed lines from the initrd's ``/cmdline``; a second archive behind the first replaces that file.
@@ -209,7 +232,7 @@ def _kernel_image(program: Program, old: str, new: str, line: str, version: str)
     for at, found in enumerate(lines):
         if image_of(found) != old:
             raise FreeholdError("a command line of the release's kernel image names another tree")
-        lines[at] = found.replace(f"freehold.image={old}", f"freehold.image={new}")
+        lines[at] = " ".join(words.get(one, one) for one in found.split(" "))
     sealed = cpio.archive({"cmdline": cpio.Member(cpio.REGULAR, "".join(f"{one}\n" for one in lines).encode())})
     initrd = repack.content(program, ".initrd")
     contents = {
@@ -236,8 +259,9 @@ def sign_uki(digest: bytes, signer: Signer) -> bytes:
     return authenticode.sign(digest, signer.certificate_der(), signer.sign)
 
 
-def completed(unsigned: Unsigned, uki: bytes, rescue: bytes) -> tuple[Manifest, bytes, bytes]:
-    """The manifest that names both UKIs as they are with the signatures ``uki`` and ``rescue`` (PKCS#7), and these UKIs.
+def completed(unsigned: Unsigned, uki: bytes, rescue: bytes, policy: bytes) -> tuple[Manifest, bytes, bytes]:
+    """The manifest that names both UKIs as they are with the signatures ``uki`` and ``rescue`` (PKCS#7), and these UKIs; it has
+    the signature ``policy`` of the kernel inputs, where these are not the release's.
 
     Pure: the machine and the owner's computer come to equal bytes.
     """
@@ -247,15 +271,18 @@ def completed(unsigned: Unsigned, uki: bytes, rescue: bytes) -> tuple[Manifest, 
         old._replace(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
         for old, data in zip((manifest.uki, manifest.rescue), signed, strict=True)
     ]
+    if unsigned.policy:
+        manifest = manifest._replace(inputs=Inputs(kernel_inputs.check(unsigned.policy), policy))
     return manifest._replace(uki=named[0], rescue=named[1]), *signed
 
 
 def sign(unsigned: Unsigned, signer: Signer) -> Signatures:
-    """All three signatures by ``signer``: the device's key, or the owner's."""
+    """All the signatures by ``signer``: the device's key, or the owner's."""
     uki = sign_uki(unsigned.signature_digest, signer)
     rescue = sign_uki(repack.digest(repack.parse(unsigned.rescue)), signer)
-    manifest, _, _ = completed(unsigned, uki, rescue)
-    return Signatures(uki, rescue, signer.sign_document(serialize_manifest(manifest)), _name(signer))
+    policy = kernel_inputs.sign(unsigned.policy, signer) if unsigned.policy else b""
+    manifest, _, _ = completed(unsigned, uki, rescue, policy)
+    return Signatures(uki, rescue, signer.sign_document(serialize_manifest(manifest)), _name(signer), policy)
 
 
 def _name(signer: Signer) -> str:
@@ -278,13 +305,16 @@ def finish(sysroot: Sysroot, unsigned: Unsigned, signatures: Signatures) -> Mani
     from freehold.keys.verify import Keychain
     from freehold.update import believe
 
-    manifest, uki, rescue = completed(unsigned, signatures.uki, signatures.rescue)
+    if bool(signatures.policy) != bool(unsigned.policy):
+        raise VerificationError("the signatures are not those of this deployment", hint="the machine is unchanged")
+    manifest, uki, rescue = completed(unsigned, signatures.uki, signatures.rescue, signatures.policy)
     data = serialize_manifest(manifest)
     keychain = Keychain.from_directory(sysroot.keychain)
     believed = believe.manifest(data, signatures.manifest, keychain, sysroot.machine, "the new deployment")
     directory = sysroot.deployments / manifest.id
     directory.mkdir(parents=True, exist_ok=True)
     atomic.fsync_directory(sysroot.deployments)
+    inputs.place(sysroot, manifest)
     atomic.write(directory / rescue_entry.FILE, rescue)
     atomic.write(directory / bases.UKI, uki)
     atomic.write(directory / "signer", believed.signer + "\n")

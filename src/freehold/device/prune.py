@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from freehold import atomic
-from freehold.device import content, loader
+from freehold.device import content, inputs, loader
 from freehold.device.sysroot import ID, Sysroot, record
 from freehold.errors import FreeholdError
 from freehold.monitor import Monitor, step
-from freehold.update.manifest import ID_LENGTH
+from freehold.update.manifest import ID_LENGTH, Manifest
 
 _IMAGE_NAME = re.compile(r"[0-9a-f]{64}\Z")
 #: Where UKIs are assembled on the ESP: the boot loader does not look there.
@@ -85,6 +85,8 @@ def cleanup(sysroot: Sysroot, monitor: Monitor, *, tight: bool = False) -> list[
             mine = [entry for entry in loader.both(entries, rescues) if entry.id == identity]
             _remove(sysroot, identity, mine, identity in referenced)
         _sweep(sysroot)
+        for identity in sorted(kept & known.keys()):
+            _complete(sysroot, identity, known[identity].manifest, monitor)
         missing = (kept & (bootable | {booted})) - known.keys()
         if missing:
             # Their commit is unknown: pruning could take their objects.
@@ -127,6 +129,14 @@ def _sweep(sysroot: Sysroot) -> None:
         ours = loader.parse(name) is not None or loader.parse_rescue(name) is not None
         if ours and not (entries / name).stat().st_size:
             (entries / name).unlink()
+
+
+def _complete(sysroot: Sysroot, identity: str, manifest: Manifest, monitor: Monitor) -> None:
+    """Make the list of kernel inputs again where it was lost: a locked boot would end without."""
+    try:
+        inputs.place(sysroot, manifest)
+    except (OSError, FreeholdError) as error:
+        monitor.message(f"{identity}: no list of kernel inputs: {error}")
 
 
 def _names(directory: Path) -> list[str]:

@@ -7,8 +7,8 @@ Commit order, so that a power cut anywhere leaves the machine booting what it bo
 2. room on both file systems (old deployments are removed only when it is short);
 3. content into the repository, then a ref, then fs-verity on every object;
 4. the metadata image under a temporary name, fs-verity on, digest compared, renamed;
-5. UKI and, made out of it, rescue UKI beside the deployment's manifest, SHA-256 of both compared; signature, then
-   manifest: now it is a deployment;
+5. UKI and, made out of it, rescue UKI beside the deployment's manifest, SHA-256 of both compared; the list of kernel inputs,
+   made out of the image; signature, then manifest: now it is a deployment;
 6. the rescue UKI copied to a place on the ESP where the boot loader does not look, flushed, read back and compared, and
    renamed into ``EFI/Linux``: one more entry in the menu, behind every deployment's;
 7. **commit point**: the same with the UKI itself, whose name has three tries.
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freehold import atomic
-from freehold.device import content, loader, prune
+from freehold.device import content, inputs, loader, prune
 from freehold.device.sysroot import Deployment, Sysroot, UpdateConfig, read_json, record
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.monitor import Monitor, step
@@ -150,6 +150,7 @@ def download(sysroot: Sysroot, offer: fetch.Offer, config: UpdateConfig, monitor
     with step(monitor, "fetching kernel"):
         _fetch_uki(directory, manifest, f"{base}/uki.efi", monitor)
         _fetch_rescue(directory, manifest, f"{base}/{rescue_entry.PARTS}")
+    inputs.place(sysroot, manifest)
     atomic.write(directory / "signer", offer.signer + "\n")
     atomic.write(directory / "manifest.json.sig", offer.signature)
     # Last: a directory without a manifest is no deployment.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 
 from freehold.device import loader
@@ -31,6 +32,9 @@ WITHOUT_SECURE_BOOT = (
     "whoever can write the boot partition can replace it"
 )
 IN_RESCUE = "started from the rescue entry: locked, with factory settings, until the next boot"
+NO_INPUTS = "this release has no list of them"
+UNKNOWN_INPUTS = "the firmware does not know who signed this release's list of them (`freehold disk --enrol`)"
+_INPUTS = re.compile(r"(?:^|\s)freehold\.inputs=([0-9a-f]{64})(?=\s|\Z)")
 WITHOUT_FIRMWARE = (
     "Secure Boot is on, but its certificates could not be used: signed files are believed by this release's own keychain"
 )
@@ -114,6 +118,10 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
     floor = floor if isinstance(floor, dict) else {}
     if floor.get("tpm") == "failed":
         messages.append("the TPM could not keep the rollback floor at this boot: the owner's directory alone has it")
+    inputs = inputs_of(sysroot, mode)
+    if inputs == "guard":
+        why = NO_INPUTS if boot.get("kernel_inputs") in ("none", None) else UNKNOWN_INPUTS
+        messages.append(f"modules and firmware are judged by the guard alone, and not by the kernel as well: {why}")
     secure_boot = sysroot.secure_boot()
     source = boot.get("keychain_source")
     if boot and not secure_boot:
@@ -132,8 +140,22 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
         "scripts": scripts,
         "since": intent.get("since") or None,
         "floor": floor.get("effective"),
+        "kernel_inputs": inputs,
     }
     return lock, messages
+
+
+def inputs_of(sysroot: Sysroot, mode: str) -> str | None:
+    """Who judges what is read into the kernel: ``enforced`` (the kernel, by the release's list), ``guard`` (it alone), ``off``;
+    ``None`` when this process may not ask.
+    """
+    from freehold.lock import inputs
+
+    found = _INPUTS.findall(read_text(sysroot.system / "proc/cmdline", 64 << 10))
+    known = inputs.in_force(found[0], sysroot.system) if len(found) == 1 else False
+    if known is None:
+        return None
+    return "enforced" if known else "guard" if mode == "locked" else "off"
 
 
 def drift_of(sysroot: Sysroot) -> list[str]:

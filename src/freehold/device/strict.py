@@ -23,7 +23,7 @@ from freehold.keys.x509 import Signer
 from freehold.lock import intent as intents
 from freehold.lock import requests
 from freehold.lock.intent import Intent
-from freehold.seal import repack
+from freehold.seal import kernel_inputs, repack
 from freehold.update import rescue_entry
 from freehold.update.manifest import UKI_LIMIT, Manifest, canonical, parse_manifest, serialize_manifest
 
@@ -64,6 +64,7 @@ def pack(ask: Ask) -> bytes:
         "requests": ask.text.decode(),
         "manifest": serialize_manifest(ask.unsigned.manifest).decode(),
         "rescue": command_line(ask.unsigned.rescue),
+        **({"policy": ask.unsigned.policy.decode()} if ask.unsigned.policy else {}),
     })  # fmt: skip
     return MAGIC + f"{len(header)} {len(ask.unsigned.uki)}\n".encode() + header + ask.unsigned.uki
 
@@ -76,14 +77,17 @@ def unpack(data: bytes) -> Ask:
     length, size = int(first[1]), int(first[2])
     if length > HEADER_LIMIT or len(data) != first.end() + length + size:
         raise _bad("its length is not what it says")
-    fields = _fields(data[first.end() : first.end() + length], ("intent", "requests", "manifest", "rescue"))
+    fields = _fields(data[first.end() : first.end() + length], ("intent", "requests", "manifest", "rescue"), "policy")
     uki = data[first.end() + length :]
     text = fields["requests"].encode()
     intent = intents.parse(fields["intent"].encode()) if fields["intent"] else None
     manifest = parse_manifest(fields["manifest"].encode())
     rescue = fields["rescue"]
+    policy = fields.get("policy", "").encode()
     _consistent(intent, text, manifest, uki, rescue)
-    return Ask(intent, text, Unsigned(manifest, uki, derive.rescue_image(uki, rescue), repack.digest(repack.parse(uki))))
+    _inputs_consistent(manifest, policy, [command_line(uki), rescue])
+    made = derive.rescue_image(uki, rescue)
+    return Ask(intent, text, Unsigned(manifest, uki, made, repack.digest(repack.parse(uki)), policy))
 
 
 def _consistent(intent: Intent | None, text: bytes, manifest: Manifest, uki: bytes, rescue: str) -> None:
@@ -104,6 +108,15 @@ def _consistent(intent: Intent | None, text: bytes, manifest: Manifest, uki: byt
         raise _bad("it has not one command line for the deployment and one for its rescue entry")
 
 
+def _inputs_consistent(manifest: Manifest, policy: bytes, lines: list[str]) -> None:
+    """One policy of kernel inputs, or none: the release's own, which the manifest has, or another, which is signed now."""
+    if policy and manifest.inputs is not None:
+        raise _bad("it has two lists of kernel inputs")
+    name = kernel_inputs.check(policy) if policy else manifest.inputs.name if manifest.inputs else ""
+    if any(kernel_inputs.named(line) != name for line in lines):
+        raise _bad("its command lines name other kernel inputs than it has")
+
+
 def command_line(uki: bytes) -> str:
     """The sealed command line of a UKI, for people and for checks."""
     return repack.content(repack.parse(uki), ".cmdline").decode("ascii", "replace")
@@ -120,6 +133,9 @@ def describe(ask: Ask) -> list[str]:
     lines += [f"kernel command line: {command_line(ask.unsigned.uki)}"]
     lines += [f"of the rescue entry: {command_line(ask.unsigned.rescue)}"]
     lines += [f"{len(manifest.packages)} packages, tree {manifest.image_digest[:16]}"]
+    if ask.unsigned.policy:
+        modules, others = kernel_inputs.count(ask.unsigned.policy)
+        lines += [f"other kernel inputs than the release's: {modules} modules and {others} firmware files in all"]
     lines += [f"WARNING: {warning}" for warning in requests.warnings(listed)]
     return lines
 
@@ -135,6 +151,7 @@ def answer(ask: Ask, signer: Signer) -> bytes:
         "manifest": signatures.manifest.decode(),
         "intent": intents.sign(ask.intent, signer.sign).decode() if ask.intent else "",
         "release": derived.base if derived else "",
+        **({"policy": base64.b64encode(signatures.policy).decode()} if signatures.policy else {}),
     })  # fmt: skip
 
 
@@ -142,26 +159,26 @@ def parse_answer(data: bytes) -> Answer:
     """The answer in ``data``; :class:`InputError` when it is none. Whether its signatures count is for others to say."""
     if len(data) > MAX_ANSWER_BYTES:
         raise _bad("the answer is too large")
-    fields = _fields(data, ("format", "digest", "uki", "rescue", "manifest", "intent", "release"))
+    fields = _fields(data, ("format", "digest", "uki", "rescue", "manifest", "intent", "release"), "policy")
     try:
-        uki, rescue = (base64.b64decode(fields[name], validate=True) for name in ("uki", "rescue"))
+        uki, rescue, policy = (base64.b64decode(fields.get(name, ""), validate=True) for name in ("uki", "rescue", "policy"))
         digest = bytes.fromhex(fields["digest"])
     except (ValueError, binascii.Error):
         raise _bad("the answer has no signature") from None
     if fields["format"] != ANSWER or len(digest) != 32 or not _RELEASE.fullmatch(fields["release"]):
         raise _bad("it is no answer")
-    signatures = Signatures(uki, rescue, fields["manifest"].encode(), "")
+    signatures = Signatures(uki, rescue, fields["manifest"].encode(), "", policy)
     return Answer(digest, signatures, fields["intent"].encode() or None, fields["release"])
 
 
-def _fields(data: bytes, keys: tuple[str, ...]) -> dict[str, str]:
+def _fields(data: bytes, keys: tuple[str, ...], optional: str) -> dict[str, str]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         raise _bad("it is not readable") from None
     if (
         not isinstance(value, dict)
-        or set(value) != set(keys)
+        or set(value) - {optional} != set(keys)
         or not all(isinstance(one, str) for one in value.values())
     ):
         raise _bad("it has not the fields that it should")

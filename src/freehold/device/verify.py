@@ -72,7 +72,7 @@ def check(sysroot: Sysroot, options: Options, monitor: Monitor, probe: Probe) ->
         sealed = verify_deployments.Sealed()
         for one in found:
             said, more, line = verify_deployments.kernel_images(sysroot, one, booted=one.id == booted)
-            findings += said
+            findings += [*said, *verify_deployments.kernel_inputs(sysroot, one)]
             jobs += more
             if one.id == booted:
                 sealed = line

@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from freehold.device import loader, verify_esp
+from freehold.device import inputs, loader, verify_esp
 from freehold.device.sysroot import ID, Sysroot
 from freehold.device.verify_findings import BOOT, Finding, deviation, note
 from freehold.device.verify_kernel import read_regular
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.keys import pe
 from freehold.keys.verify import Keychain
+from freehold.seal.kernel_inputs import FILE
 from freehold.update import believe, rescue_entry
 from freehold.update.manifest import MANIFEST_LIMIT, SIGNATURE_LIMIT, UKI_LIMIT, Manifest, Uki, image_of, parse_manifest
 
@@ -34,6 +35,7 @@ _LOADER_LIMIT = 16 << 20
 MAX_PARTITIONS = 1024
 _RECORD_LIMIT = 64 << 10
 _AGAIN = "`freehold cleanup` removes it; then `freehold upgrade` brings a whole one"
+_MADE_AGAIN = "`freehold cleanup` makes it again"
 _SIGNED = "signed by a release key of the keychain, or what this machine made by its own key or its owner's"
 _FIRMWARE = "start another deployment from the boot menu, then remove this entry"
 
@@ -245,6 +247,14 @@ def _manifest(
         found.append(deviation("manifest-id", name, path, name, f"it is the manifest of {manifest.id}", _AGAIN))
         return None, signer, found
     return manifest, signer, found
+
+
+def kernel_inputs(sysroot: Sysroot, one: Found) -> list[Finding]:
+    """A finding when the file that a locked boot gives the kernel is not whole: where the firmware knows us, that boot ends."""
+    if one.manifest is None or inputs.is_whole(sysroot, one.manifest):
+        return []
+    path = f"deployments/{one.id}/{FILE}"
+    return [deviation("kernel-inputs", one.id, path, "what the manifest names", "missing, or another", _MADE_AGAIN)]
 
 
 def kernel_images(sysroot: Sysroot, one: Found, *, booted: bool) -> tuple[list[Finding], list[tuple[int, Job]], Sealed]:

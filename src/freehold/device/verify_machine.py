@@ -295,6 +295,19 @@ def judge_lockdown(text: str, *, locked: bool) -> list[Finding]:
     return []
 
 
+def judge_inputs(enforced: bool | None, name: str, *, known: bool) -> list[Finding]:
+    """A finding when the kernel does not enforce the policy ``name`` of kernel inputs on a locked machine.
+
+    ``known``: the firmware has a certificate of the keychain, so that the kernel would take it.
+    """
+    if enforced:
+        return []
+    said = "the guard alone judges modules and firmware"
+    if known:
+        return [deviation("kernel-inputs", MACHINE, "IPE", f"policy freehold-{name[:16]}… in force", said, REBOOT)]
+    return [note("kernel-inputs", MACHINE, "IPE", "", f"{said}: the firmware does not know the release's signer")]
+
+
 def judge_guard(guard: Mapping[str, object], state: str, reason: str) -> list[Finding]:
     """Findings about the guard (its own account) against the standing intent's ``state``. An open machine loads none."""
     mode = str(guard.get("mode")) if guard.get("loaded") is True else "open"

@@ -17,7 +17,8 @@ from freehold.errors import FreeholdError
 from freehold.files import read_bytes
 from freehold.keys.efi import GLOBAL_VARIABLE, IMAGE_SECURITY_DATABASE
 from freehold.keys.verify import Keychain
-from freehold.lock import intent, memory
+from freehold.lock import inputs, intent, memory
+from freehold.seal import kernel_inputs
 
 _SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 _SYSTEMD_BOOT = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -39,10 +40,20 @@ def judge(sysroot: Sysroot, keychain: Keychain, lines: Sealed, kernel: str, prob
     found += verify_machine.judge_lockdown(
         read_text(sysroot.system / "sys/kernel/security/lockdown", 256), locked=locked
     )
+    found += _inputs(sysroot, running, locked=locked)
     found += verify_machine.judge_guard(sysroot.guard(), standing.state, standing.reason)
     found += _kernel(sysroot, kernel, sealed or running)
     found += _owner(sysroot, standing, probe)
     return found
+
+
+def _inputs(sysroot: Sysroot, running: str, *, locked: bool) -> list[Finding]:
+    """Whether a locked kernel enforces the list of kernel inputs that its command line names."""
+    name = kernel_inputs.named(running)
+    if not locked or not name:
+        return []
+    own = sysroot.boot_record().get("keychain_own")
+    return verify_machine.judge_inputs(inputs.in_force(name, sysroot.system), name, known=bool(own))
 
 
 def standing_of(sysroot: Sysroot, keychain: Keychain) -> intent.Standing:

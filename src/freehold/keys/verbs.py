@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``freehold key …``: make keys, certificates and requests, revoke (also in firmware), list, say in words what one may do."""
+"""``freehold key …``: make keys, certificates and requests, revoke (also in firmware), list, say in words what one may do;
+sign kernel modules.
+"""
 
 from __future__ import annotations
 
@@ -245,6 +247,50 @@ def show(arguments: argparse.Namespace, monitor: Monitor) -> Report:
     return Report({"schema": "freehold-key-show-1", "file": str(path), **facts}, in_words(facts))
 
 
+def sign_module_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``key sign-module``."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="kernel modules, .ko or .ko.xz; changed in place")
+    parser.add_argument("--key", required=True, metavar="URI", help="the key: file:, pkcs11: or tpm2:")
+    parser.add_argument(
+        "--chain", action="append", default=[], type=Path, metavar="CERT",
+        help="a certificate between the key's own and one that machines know (repeatable)",
+    )  # fmt: skip
+
+
+def sign_module(arguments: argparse.Namespace, monitor: Monitor) -> Report:
+    """Sign kernel modules, so that locked machines whose firmware knows the key load them. All of them, or none."""
+    from freehold import atomic
+    from freehold.build import tokens
+    from freehold.keys import module, x509
+
+    contents = {path: module.unpacked(_module(path), path.name) for path in arguments.files}
+    chain = [x509.der_of(x509.load_certificate(path)) for path in arguments.chain]
+    signer = x509.load_signer(arguments.key, _ask, tokens.schemes(monitor))
+    if signer.role not in SELF_SIGNED:
+        hint = f"one of the roles {', '.join(SELF_SIGNED)}: freehold key show"
+        raise InputError("a key of this kind signs no modules", hint=hint)
+    signed = {}
+    for path, content in contents.items():
+        try:
+            signed[path] = module.packed(module.sign(content, signer, chain), path.name)
+        except InputError as error:
+            raise InputError(f"{path}: {error.message}", hint=error.hint) from None
+    for path, data in signed.items():
+        atomic.write(path, data, mode=path.stat().st_mode & 0o777)
+    rows = [{"file": str(path), "kernel": module.kernel_of(contents[path]), "bytes": len(data)} for path, data in signed.items()]
+    text = "".join(f"{row['file']}: signed, for kernel {row['kernel'] or 'unknown'}\n" for row in rows)
+    text += "Next: `[modules] files` of the recipe, or on the machine: freehold denials says how a file is allowed.\n"
+    by = {"signer": signer.certificate.subject.rfc4514_string(), "role": signer.role}
+    return Report({"schema": "freehold-key-sign-module-1", "modules": rows, **by}, text)
+
+
+def _module(path: Path) -> bytes:
+    from freehold.files import read_given
+    from freehold.keys import module
+
+    return read_given(path, module.MAX_BYTES)
+
+
 def _output_arguments(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     """Where to, and how the private key is kept: one of these."""
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write it (default {default_directory()})")
@@ -297,4 +343,5 @@ VERBS: tuple[tuple[str, str, Adder, Handler], ...] = (
     ("dbx", "have firmware refuse certificates and programs", dbx_arguments, dbx),
     ("list", "show the keys of a directory", list_arguments, list_),
     ("show", "say what a certificate may do", show_arguments, show),
+    ("sign-module", "sign kernel modules for locked machines", sign_module_arguments, sign_module),
 )

@@ -10,13 +10,17 @@ Lock, in this order, each step harmless if the power goes after it:
 4. the intent is written: from here on every boot is locked;
 5. kernel lockdown is raised and the guard latched: from here on this boot is.
 
+Before 3 the kernel is given the release's list of kernel inputs, which costs an open machine nothing but unsealed modules.
+
 Unlock writes a newer intent into the inbox. The early boot step is the only one that can put it into force.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,11 +29,12 @@ from typing import Literal
 
 from freehold import atomic, run
 from freehold.boot import covers, machine_files
+from freehold.device.sysroot import Sysroot
 from freehold.errors import FreeholdError, InputError, NotHereError, VerificationError
 from freehold.files import read_bytes
 from freehold.keys.kernel import measure_verity
 from freehold.keys.verify import Keychain
-from freehold.lock import boot_record, commits, etc, floor, guard, intent, memory, mounts
+from freehold.lock import boot_record, commits, etc, floor, guard, inputs, intent, memory, mounts
 from freehold.lock.covered import IGNORED
 from freehold.lock.drift import Change, drift
 from freehold.lock.intent import Intent
@@ -47,6 +52,7 @@ MOUNTS = Path("/proc/self/mountinfo")
 PROFILE = Path("/usr/lib/freehold/lock-tier")
 CMDLINE = Path("/proc/cmdline")
 LOCK_FILE = RUN / "lock.lock"
+SYSROOT = Sysroot()
 
 
 @dataclass(frozen=True)
@@ -253,18 +259,52 @@ def ready(tier: intent.Tier) -> None:
             raise FreeholdError(f"{path} has a second name elsewhere", hint="remove the other hard link first")
 
 
+def bind_inputs() -> str:
+    """Have the kernel itself enforce which modules and firmware it reads, as locked boots do.
+
+    Returns ``enforced``, ``none`` (the release has no such list) or ``unknown`` (the firmware does not know its signer: the
+    guard alone judges). Raises :class:`FreeholdError` when it fails where the next boot would end for it.
+    """
+    from freehold.device import inputs as files
+    from freehold.seal import kernel_inputs
+
+    name = kernel_inputs.named(CMDLINE.read_text(errors="replace"))
+    if not name:
+        return "none"
+    # The kernel asks the signature, and the sealed command line has said the name: nothing else is believed here.
+    whole = files.of_running(SYSROOT, name)
+    error = inputs.enforce(whole, name, SYSROOT.system) if whole else errno.ENOENT
+    if error and boot_own_certificates():
+        why = inputs.FAULTS.get(error, os.strerror(error)) if whole else "the file is lost, and cannot be made again"
+        raise FreeholdError(
+            f"the kernel does not take this release's list of kernel inputs: {why}",
+            hint="a locked boot would end here; `freehold upgrade` brings a release that it takes",
+        )
+    return "unknown" if error else "enforced"
+
+
+def boot_own_certificates() -> bool:
+    """Whether the firmware had certificates of the keychain at this boot: then a locked boot insists on kernel inputs."""
+    try:
+        return bool(json.loads((RUN / "boot.json").read_text()).get("keychain_own"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def enter(wanted: Intent, signed: bytes) -> None:
     """Put a checked, signed intent into force on a machine that is not locked yet."""
+    bound = None
     with atomic.exclusive(LOCK_FILE, "the lock"):
         if wanted.lock == "locked":
             ready(wanted.tier)
+            bound = bind_inputs()
             if wanted.config is not None:
                 commits.adopt(OWNER.parent, wanted.config)
             renew_etc(wanted.config)
         atomic.write(OWNER / "intent", signed, mode=0o600)
         commits.keep(OWNER, signed)
         drop_links(OWNER / "etc", wanted.serial - 1)
-        boot_record.note(RUN / "boot.json", wanted)
+        boot_record.note(RUN / "boot.json", wanted, bound)
         if wanted.lock != "open" and guard.mode() != wanted.lock:
             guard.latch(wanted)
 

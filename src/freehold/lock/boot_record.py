@@ -10,8 +10,11 @@ from freehold import atomic
 from freehold.lock.intent import Intent
 
 
-def note(path: Path, wanted: Intent) -> None:
-    """Let ``status`` know that ``wanted`` stands (informational; the guard and the intent are the truth)."""
+def note(path: Path, wanted: Intent, inputs: str | None = None) -> None:
+    """Let ``status`` know that ``wanted`` stands (informational; the guard and the intent are the truth).
+
+    ``inputs``: what became of the kernel inputs, in the early step's words, when that was tried.
+    """
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -21,4 +24,6 @@ def note(path: Path, wanted: Intent) -> None:
         "scripts": wanted.scripts, "since": wanted.since,
     }  # fmt: skip
     record["config"] = wanted.config or ""
+    if inputs is not None:
+        record["kernel_inputs"] = inputs
     atomic.write(path, json.dumps(record) + "\n")

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 GUARDCTL = Path("/usr/lib/freehold/guardctl")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
+KMSG = Path("/dev/kmsg")
+#: More records than any kernel's buffer holds.
+MAX_RECORDS = 100_000
 #: Tells the journal about refusals.
 REPORTER = "freehold-refusals.service"
 
@@ -46,6 +49,29 @@ def denials() -> tuple[str, list[dict[str, Any]]]:
     """The mode, and the records of what was refused, or in audit mode would have been."""
     state = _ask("status")
     return str(state["mode"]), list(_ask("denials")["denials"]) if state["loaded"] else []
+
+
+def kernel_records() -> list[str]:
+    """The kernel's log as far as it is kept, a record an element; empty where this process may not read it."""
+    try:
+        fd = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    records: list[str] = []
+    try:
+        while len(records) < MAX_RECORDS:
+            try:
+                record = os.read(fd, 8192)
+            except BrokenPipeError:
+                continue  # this one was overwritten meanwhile; the next read goes on behind it
+            if not record:
+                break
+            records.append(record.decode(errors="replace"))
+    except OSError:
+        pass  # EAGAIN: that was the last one
+    finally:
+        os.close(fd)
+    return records
 
 
 class Finder:

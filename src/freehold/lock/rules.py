@@ -37,6 +37,9 @@ _USER = Way("or run it as a user, who may run anything unless all code is bound;
 _UNIT = Way("run the program as a user, who may do this unless all code is bound; in its unit: User= or DynamicUser=yes")
 _PACKAGE = Way("or, where a Debian package has it, ask for the package", "freehold install PACKAGE --request install.request")
 _RECIPE = Way("or put it into the next release: `packages` or [[files]] of the recipe")
+#: A module needs a signature of its own, besides what makes its file trusted.
+SIGN_MODULE = Way("a kernel module of your own: sign it first; where the owner's key is",
+                  "freehold key sign-module FILE --key file:owner.key")  # fmt: skip
 _OPEN = Way("nothing allows this under the lock; the owner opens the machine at its next boot",
             "freehold unlock --request unlock.request")  # fmt: skip
 _NEVER = Way("nothing allows this, and no program of the system needs it: look at who tried")
@@ -66,7 +69,7 @@ RULES = (
     Rule("kernel-file", "c64e094179f34ee2b608cede3d616f61", "have the kernel load {path}",
          "Modules, firmware, kexec images and policies come from the sealed tree or from signed files. A few modules that hand "
          "out disks are refused wherever they come from.",
-         (Way("where a Debian package has it, ask for the package", _PACKAGE.command), _RECIPE, *_SIGN)),
+         (Way("where a Debian package has it, ask for the package", _PACKAGE.command), _RECIPE, SIGN_MODULE, *_SIGN)),
     Rule("block", "ff643c61739847a9adeb2eb33b907d15", "use {path} below the file systems",
          "Writing to raw disks, and reading the system's own, goes past every check of files.", (_OPEN,)),
     Rule("helper", "21a4a9669e7045e3869c95fac58b9a97", "have the kernel start programs by {path}",

@@ -16,7 +16,7 @@ from freehold.errors import FreeholdError, InputError
 from freehold.files import read_given
 from freehold.keys import device
 from freehold.keys.x509 import Signer, load_signer
-from freehold.lock import actions, etc_request, guard, intent, requests
+from freehold.lock import actions, etc_request, guard, intent, kernel_log, requests
 from freehold.lock import denials as refusals
 from freehold.lock.intent import Intent
 from freehold.monitor import Monitor, step
@@ -423,7 +423,11 @@ def denials(_options: argparse.Namespace, _monitor: Monitor) -> Report:
     mode, records = guard.denials()
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     found = refusals.group(records, booted=booted, find=guard.Finder().find)
-    return Report(refusals.data(found, mode), refusals.text(found, mode))
+    of_kernel = kernel_log.find(guard.kernel_records(), booted=time.time() - time.clock_gettime(time.CLOCK_MONOTONIC))
+    data = {**refusals.data(found, mode), "kernel": kernel_log.data(of_kernel)}
+    # "Nothing was refused" is the guard's word, and would be wrong below what the kernel refused.
+    of_guard = refusals.text(found, mode) if found or not of_kernel else ""
+    return Report(data, kernel_log.text(of_kernel) + of_guard)
 
 
 VERBS = (

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from freehold import atomic, run
 from freehold.boot import machine_files
-from freehold.device import content, loader, prune, stage
+from freehold.device import content, inputs, loader, prune, stage
 from freehold.device.sysroot import Deployment, Sysroot, record
 from freehold.errors import FreeholdError, InputError, VerificationError
 from freehold.keys.verify import Keychain
@@ -141,6 +141,7 @@ def install(target: Sysroot, source: Source, monitor: Monitor) -> loader.Entry:
         if esp.sha256(temporary, UKI_LIMIT) != wanted.sha256:
             raise FreeholdError(f"{temporary} does not read back as it was written", hint="check the disk")
         atomic.publish(temporary, directory / name)
+    inputs.place(target, manifest)
     atomic.write(directory / "signer", source.deployment.signer + "\n")
     for name in ("manifest.json.sig", "manifest.json"):
         atomic.write(directory / name, (mine / name).read_bytes())

@@ -15,7 +15,7 @@ import functools
 import itertools
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from freehold.errors import InputError
@@ -61,6 +61,18 @@ def read(data: bytes) -> Image:
     """The tree in the metadata image ``data``. :class:`InputError` when it is none, or none that we wrote."""
     try:
         return _Reader(data).image()
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise InputError(f"the metadata image is damaged: {error}") from None
+
+
+def below(data: bytes, tops: Sequence[str]) -> list[Entry]:
+    """As :func:`read`, but only what lies below the directories ``tops``, and these, and those that lead to them."""
+
+    def wanted(path: str) -> bool:
+        return any(path == top or path.startswith(f"{top}/") or top.startswith(f"{path}/") for top in tops)
+
+    try:
+        return _Reader(data).image(wanted).entries
     except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise InputError(f"the metadata image is damaged: {error}") from None
 
@@ -144,8 +156,8 @@ class _Reader:
         self.meta = fields[10] * self.block
         self.shared = fields[11] * self.block
 
-    def image(self) -> Image:
-        """Walk from the root; each directory once."""
+    def image(self, wanted: Callable[[str], bool] = lambda _: True) -> Image:
+        """Walk from the root; each directory once, those whose path is not ``wanted`` never."""
         entries: list[Entry] = []
         seen: set[int] = set()
         waiting = [("/", self.root, 0)]
@@ -159,8 +171,9 @@ class _Reader:
                 if nid in seen:
                     raise InputError(f"the metadata image has a loop at {path!r}")
                 seen.add(nid)
-                below = path.rstrip("/")
-                waiting.extend((f"{below}/{name}", child, depth + 1) for name, child in self._names(inode))
+                stem = path.rstrip("/")
+                found = ((f"{stem}/{name}", child, depth + 1) for name, child in self._names(inode))
+                waiting.extend(one for one in found if wanted(one[0]))
         entries.sort(key=lambda entry: entry.path)
         if any(one.path == two.path for one, two in itertools.pairwise(entries)):
             raise InputError("the metadata image has a name twice")

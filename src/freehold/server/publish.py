@@ -22,6 +22,7 @@ from freehold.files import read_given
 from freehold.keys.formats import parse_signature
 from freehold.monitor import Monitor, step
 from freehold.run import Argument, Completed
+from freehold.seal import kernel_inputs
 from freehold.update import parts, rescue_entry
 from freehold.update.manifest import (
     MANIFEST_LIMIT,
@@ -94,6 +95,10 @@ def load_release(directory: Path) -> Release:
             faults.append(f"{name}: not {wanted.size} bytes")
         elif sha256(read_given(directory / name, wanted.size)) != wanted.sha256:
             faults.append(f"{name}: another digest than the manifest says")
+    if not faults and manifest.inputs is not None:
+        policy = kernel_inputs.of_image((directory / "image").read_bytes())
+        if kernel_inputs.check(policy) != manifest.inputs.name:
+            faults.append("image: has other kernel inputs than the manifest says")
     try:
         parse_signature(read_given(directory / "manifest.json.sig", SIGNATURE_LIMIT))
     except (ValueError, InputError) as error:

@@ -10,6 +10,9 @@ classes, whose import alone is a tenth of the time that ``freehold status`` may 
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
 import hashlib
 import json
 import re
@@ -67,6 +70,13 @@ class Derived(NamedTuple):
     lines: tuple[str, ...] = ()
 
 
+class Inputs(NamedTuple):
+    """The policy of what may be read into the kernel (docs/kernel-inputs.md): its name, and its detached signature (CMS, DER)."""
+
+    name: str
+    signature: bytes
+
+
 class Manifest(NamedTuple):
     """What one release consists of. ``timestamp`` in seconds since 1970; sizes in bytes; digests in hex.
 
@@ -89,6 +99,8 @@ class Manifest(NamedTuple):
     packages: tuple[tuple[str, str, str], ...] = ()
     #: Only in what a machine made for itself; a publisher's release has none.
     derived: Derived | None = None
+    #: What is signed of the kernel inputs; the text follows from the image. None: the tree has no such policy.
+    inputs: Inputs | None = None
 
     @property
     def id(self) -> str:
@@ -151,12 +163,17 @@ def serialize_manifest(manifest: Manifest) -> bytes:
             "pockets": list(manifest.pockets),
             "packages": [list(package) for package in sorted(manifest.packages)],
             **({"derived": _derived_fields(manifest.derived)} if manifest.derived else {}),
+            **({"kernel_inputs": _inputs_fields(manifest.inputs)} if manifest.inputs else {}),
         }
     )
 
 
 def _derived_fields(derived: Derived) -> dict[str, object]:
     return {**derived._asdict(), "lines": list(derived.lines)}
+
+
+def _inputs_fields(inputs: Inputs) -> dict[str, str]:
+    return {"name": inputs.name, "signature": base64.b64encode(inputs.signature).decode()}
 
 
 def serialize_stream(stream: Stream) -> bytes:
@@ -231,6 +248,7 @@ def parse_manifest(data: bytes) -> Manifest:
         pockets=_words(reader, "pockets"),
         packages=_packages(reader),
         derived=_derived(reader),
+        inputs=_inputs(reader),
     )
     reader.finish()
     return result
@@ -280,6 +298,22 @@ def _derived(reader: _Reader) -> Derived | None:
     )
     reader.faults.extend(f"derived.{fault}" for fault in inner.faults)
     return result
+
+
+def _inputs(reader: _Reader) -> Inputs | None:
+    if "kernel_inputs" not in reader.fields:
+        return None
+    nested = reader.fields["kernel_inputs"]
+    inner = _Reader("kernel_inputs", nested if isinstance(nested, dict) else {})
+    name = inner.text("name", _HEX64, meaning="64 hex digits")
+    text, signature = inner.fields.get("signature"), b""
+    if isinstance(text, str) and len(text) <= SIGNATURE_LIMIT:
+        with contextlib.suppress(ValueError, binascii.Error):
+            signature = base64.b64decode(text, validate=True)
+    if not signature:
+        inner.faults.append("signature: base64 expected")
+    reader.faults.extend(f"kernel_inputs.{fault}" for fault in inner.faults)
+    return Inputs(name, signature)
 
 
 def _words(reader: _Reader, key: str) -> tuple[str, ...]:

@@ -151,6 +151,7 @@ static int ask_ring(void)
 	answer("load", keyring_load_verity(KEYCHAIN, &firmware, &filled));
 	answer("from-firmware", filled.from_firmware);
 	answer("loaded", filled.loaded);
+	answer("own", filled.own);
 	answer("skipped", filled.skipped);
 	firmware.secure_boot = false;
 	answer("load-again", keyring_load_verity(KEYCHAIN, &firmware, &filled));
