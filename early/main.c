@@ -33,6 +33,7 @@
 
 #include "device_key.h"
 #include "disk.h"
+#include "emergency.h"
 #include "../bpf/guard.h"
 #include "fallback.h"
 #include "firmware.h"
@@ -177,7 +178,7 @@ static uint64_t release_number(void)
 }
 
 static void write_boot_record(const struct trust *trust, const struct owner *owner, const struct floored *floored,
-			      const char *digest, bool config, bool rescue)
+			      const char *digest, bool config, bool rescue, const char *emergency)
 {
 	static const char *const standing[] = { "absent", "valid", "invalid" };
 	char text[1536];
@@ -188,7 +189,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      "\"release\":%llu,\"floor\":{\"effective\":%llu,\"raised\":%llu,\"serial\":%llu,\"risen\":%s,\"set\":%s,\"tpm\":\"%s\"},"
 			      "\"remembered\":{\"lock\":\"%s\",\"serial\":%llu,\"overruled\":%s},"
 			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d,"
-			      "\"rescue\":%s}\n",
+			      "\"emergency_ssh\":\"%s\",\"rescue\":%s}\n",
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
 			      intent_lock_name(measure_lock(owner)),
@@ -200,7 +201,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      (unsigned long long)floored->memory.serial, owner->forgotten ? "true" : "false",
 			      trust->secure_boot ? "true" : "false",
 			      trust->ring.from_firmware ? "firmware" : "image", trust->ring.loaded,
-			      trust->ring.skipped, rescue ? "true" : "false");
+			      trust->ring.skipped, emergency, rescue ? "true" : "false");
 
 	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
 		say("no boot record");
@@ -340,7 +341,11 @@ int main(void)
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
 			die("the owner's /etc cannot be moved");
 	}
-	write_boot_record(&trust, &owner, &floored, digest, config, rescue);
+	bool chosen = !rescue && valid && owner.intent.lock != INTENT_OPEN;
+	const char *emergency = emergency_settle(chosen ? owner.intent.emergency_ssh : "") ? owner.intent.emergency_ssh : "";
+	if (emergency[0])
+		notice_emergency(emergency);
+	write_boot_record(&trust, &owner, &floored, digest, config, rescue, emergency);
 	switch_root();
 	/* An open machine pays nothing for it: `freehold lock` loads it when it is asked for. */
 	if (locked || audit) {

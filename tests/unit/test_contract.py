@@ -26,8 +26,8 @@ PURE = (
     "build.token_uri", "device.trust", "device.verify_esp", "device.verify_findings", "device.verify_image",
     "device.verify_keys", "device.verify_machine",
     "keys.dbx", "keys.der", "keys.device", "keys.efi", "keys.eventlog", "keys.formats", "keys.pcr", "keys.pe", "keys.pkcs7",
-    "keys.verify", "keys.wire", "lock.covered", "lock.denials", "lock.etc_request", "lock.intent", "lock.machine", "lock.memory",
-    "lock.requests", "lock.rules", "rescue.wish", "seal.authenticode", "seal.cpio",
+    "keys.verify", "keys.wire", "lock.covered", "lock.denials", "lock.emergency", "lock.etc_request", "lock.intent",
+    "lock.machine", "lock.memory", "lock.requests", "lock.rules", "rescue.wish", "seal.authenticode", "seal.cpio",
     "seal.dpkg", "seal.erofs", "seal.headerball", "seal.ids", "seal.repack", "seal.varmap", "update.believe", "update.manifest",
     "update.parts", "update.rescue_entry", "vm.machine", "vm.keyboard",
 )  # fmt: skip

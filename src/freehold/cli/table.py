@@ -92,6 +92,7 @@ VERBS = (
         "freehold lock --request lock.request     (then, where the owner's key is:) freehold sign lock.request",
         "freehold lock --answer lock.request.signed",
         "freehold lock --strict --key file:/media/stick/owner.key     (no device key: the owner signs each change)",
+        "freehold lock --emergency-ssh id_ed25519.pub --request lock.request     (ssh -p 2222 of this key bypasses the lock)",
     )),
     Verb("unlock", LOCK, "with the owner's key: open at the next boot", (
         "freehold unlock --key file:/media/stick/owner.key",
