@@ -341,7 +341,7 @@ int main(void)
 		if (mount_at(CONFIG, RUN_STATE "/config", NULL, MS_MOVE, NULL))
 			die("the owner's /etc cannot be moved");
 	}
-	bool chosen = !rescue && valid && owner.intent.lock != INTENT_OPEN;
+	bool chosen = !rescue && valid && owner.intent.lock == INTENT_LOCKED;
 	const char *emergency = emergency_settle(chosen ? owner.intent.emergency_ssh : "") ? owner.intent.emergency_ssh : "";
 	if (emergency[0])
 		notice_emergency(emergency);

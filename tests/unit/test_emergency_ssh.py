@@ -18,7 +18,7 @@ from freehold.cli import main
 from freehold.device.status import status
 from freehold.errors import InputError, VerificationError
 from freehold.lock import actions, boot_record, emergency, emergency_key, intent
-from freehold.lock.intent import Intent
+from freehold.lock.intent import Intent, Lock
 from freehold.lock.verbs import describe
 
 needs_keygen = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen")
@@ -148,6 +148,8 @@ def test_a_bad_key_stops_the_lock(place: Path, tmp_path: Path, capsys: pytest.Ca
     assert not (place / "emergency").exists()
     assert main(["lock", "--answer", str(path), "--emergency-ssh", ED25519]) == 2
     assert "part of the request" in capsys.readouterr().err
+    assert main(["lock", "--audit", "--request", str(path), "--emergency-ssh", ED25519]) == 2
+    assert "is for locking" in capsys.readouterr().err
 
 
 def test_an_image_without_a_server_is_named(
@@ -187,8 +189,12 @@ def test_in_force_and_not(tmp_path: Path) -> None:
     assert (owner / "emergency/key").read_text() == f"restrict,pty {ED25519} {shown}\n"
     for notice in emergency_key.NOTICES:
         assert (running / notice).read_text() == f"freehold: emergency ssh: {shown} may bypass the lock on port 2222\n"
-    emergency_key.enforce(owner, running, dataclasses.replace(wanted, lock="open"))
-    assert not (owner / "emergency/key").exists()
+    others: tuple[Lock, ...] = ("open", "audit")
+    for lock in others:
+        emergency_key.enforce(owner, running, dataclasses.replace(wanted, lock=lock))
+        assert not (owner / "emergency/key").exists()
+        emergency_key.enforce(owner, running, wanted)
+        assert (owner / "emergency/key").exists()
     emergency_key.enforce(owner, running, wanted)
     emergency_key.enforce(owner, running, dataclasses.replace(wanted, emergency_ssh=None))
     assert not (owner / "emergency/key").exists()

@@ -18,5 +18,5 @@ def note(path: Path, wanted: Intent) -> None:
         return
     record["intent"] = {"state": "valid", "serial": wanted.serial, "lock": wanted.lock, "since": wanted.since}
     record["config"] = wanted.config or ""
-    record["emergency_ssh"] = wanted.emergency_ssh or "" if wanted.lock != "open" else ""
+    record["emergency_ssh"] = wanted.emergency_ssh or "" if wanted.lock == "locked" else ""
     atomic.write(path, json.dumps(record) + "\n")

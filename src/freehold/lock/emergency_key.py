@@ -93,7 +93,7 @@ def enforce(owner: Path, running: Path, wanted: Intent) -> None:
     if os.path.lexists(owner / DIRECTORY):
         _own(owner / DIRECTORY)
     path = owner / DIRECTORY / IN_FORCE
-    if wanted.emergency_ssh is None or wanted.lock == "open":
+    if wanted.emergency_ssh is None or wanted.lock != "locked":
         for stale in (path, *(running / name for name in NOTICES)):
             stale.unlink(missing_ok=True)
         return
@@ -108,6 +108,6 @@ def enforce(owner: Path, running: Path, wanted: Intent) -> None:
 
 def start_or_stop(wanted: Intent) -> None:
     """Have systemd start the emergency sshd where a key is in force: anew, since one of before the lock has no exemption."""
-    verb = "restart" if wanted.emergency_ssh is not None and wanted.lock != "open" else "stop"
+    verb = "restart" if wanted.emergency_ssh is not None and wanted.lock == "locked" else "stop"
     with contextlib.suppress(OSError):
         run.run(["systemctl", "--no-block", verb, SERVICE], check=False)

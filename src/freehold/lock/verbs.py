@@ -86,6 +86,8 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
     chosen = None if options.emergency_ssh is None else emergency_key.given(options.emergency_ssh)
     if options.dry_run:
         return _preview(chosen)
+    if chosen is not None and options.audit:
+        raise InputError("--emergency-ssh is for locking: an audit refuses nothing that a session could bypass")
     if chosen is not None and options.answer is not None:
         raise InputError("--emergency-ssh is part of the request: the answer says it")
     if options.strict and (options.audit or options.answer is not None):
