@@ -60,6 +60,10 @@ REFUSED = names(
     bash_child_reads dash_script_says_so dash_starts_unsigned
     bash_environment etc_changed_source python_script python_script_link python_script_options python_script_dashes
     python_import perl_script perl_options perl_import
+    emergency_owner emergency_loader_list emergency_host_key emergency_shell_alone emergency_without_launcher
+    emergency_copied_launcher emergency_detour emergency_by_auth emergency_in_namespace emergency_shared_directories
+    emergency_filtered emergency_second_session emergency_child_after_end emergency_while_stopped emergency_looked_into
+    emergency_attached emergency_entered emergency_auth_looked_into terminal_typed
     """
 )
 #: Allowed in every mode: sealed and signed code, users, containers, harmless administration.
@@ -77,6 +81,7 @@ FREE = names(
     shell_heredoc shell_writes python_sealed_script python_sealed_link python_command perl_command
     user_dash_script user_bash_source user_python_script user_python_import user_perl_script
     container_dash_script container_python_script
+    emergency_unsigned emergency_grandchild emergency_source emergency_anonymous
     """
 )
 #: Refused in every mode: nobody outside the guard has a reason to open the maps that decide.
@@ -89,7 +94,7 @@ FATAL = {
 RULES = names(
     """
     exec gain map map-writable anonymous modified ptrace capability kernel-file block helper memory-file securityfs
-    mount umount pivot pin map-fd program owner secret observe identity script
+    mount umount pivot pin map-fd program owner secret observe identity script terminal
     """
 )
 
@@ -242,6 +247,12 @@ def test_records_name_the_file_and_the_user(lab: Report) -> None:
     assert {denial["rule"] for denial in denials if denial["comm"] == "dash" and denial["path"] == "/lab"} == {"exec"}
     assert all(denial["count"] >= 1 and denial["last"] > 0 for denial in denials)
     assert any(denial["path"] == "owner/a/b/c/file" or denial["path"] == "b/c/file" for denial in denials)
+
+
+def test_what_the_emergency_session_does_is_recorded(lab: Report) -> None:
+    audited, locked = ([row for row in said["denials"] if row["path"] == "/exempt"] for said in lab.said["denials"][1:])
+    assert [(row["rule"], row["comm"], row["mode"]) for row in audited] == [("exec", "bash", "audit")]
+    assert [(row["rule"], row["comm"], row["mode"]) for row in locked] == [("exec", "bash", "exempt")]
 
 
 def test_preflight_finds_what_ran_before_the_guard(lab: Report) -> None:
