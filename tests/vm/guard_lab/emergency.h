@@ -154,7 +154,10 @@ static int later(const char *plan, int (*act)(pid_t, struct session), int *attem
 	char line[16];
 	int error, fd;
 
+	*attempt = 92;
 	read_line(session.socket, line, sizeof(line));
+	if (!session.leader || !atoi(line)) /* none came about: nobody to do anything to */
+		return ended(session) + 88;
 	error = act(atoi(line), session);
 	put(GO, "", 0600);
 	for (int i = 0; i < 500; i++) {
@@ -302,6 +305,8 @@ static int emergency_auth_looked_into(void)
 	int error;
 
 	read_line(session.socket, line, sizeof(line));
+	if (!atoi(line))
+		return ended(session) + 88;
 	error = ask_robust_list(atoi(line));
 	kill(atoi(line), SIGKILL);
 	ended(session);
