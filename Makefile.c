@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# The C programs: `early` (the initrd's only program), `guardctl`, the launcher `updater` and the reporter `refusals`, all static.
+# The C programs: `early` (the initrd's only program), `guardctl`, the launchers `updater` and `emergency-sshd`, `emergency-shell`
+# and the reporter `refusals`, all static.
 #   make -f Makefile.c [OUT=DIR]     from the top of the repository, in the tools tree
 # bpf/guard.mk builds the guard's BPF object, its loader and guardctl; early links the same loader.
 OUT ?= build-output/c
@@ -10,12 +11,13 @@ GUARD_CC := $(CC)
 GUARD_CFLAGS := $(CFLAGS_C)
 
 .PHONY: all clean
-all: $(OUT)/early $(OUT)/guardctl $(OUT)/updater $(OUT)/refusals
+all: $(OUT)/early $(OUT)/guardctl $(OUT)/updater $(OUT)/emergency-sshd $(OUT)/emergency-shell $(OUT)/refusals
 
 include bpf/guard.mk
 
 # The guard's own two sources have their rules in guard.mk; the launcher and the reporter are programs of their own.
-EARLY_SOURCES := $(filter-out early/guard.c early/guardctl.c early/updater.c early/refusals.c early/watch.c,\
+EARLY_SOURCES := $(filter-out early/guard.c early/guardctl.c early/updater.c early/refusals.c early/watch.c \
+	early/emergency_sshd.c early/emergency_shell.c,\
 	$(sort $(wildcard early/*.c)))
 EARLY_OBJECTS := $(patsubst early/%.c,$(OUT)/early-objects/%.o,$(EARLY_SOURCES))
 
@@ -31,6 +33,10 @@ $(OUT)/guardctl: $(GUARD_OUT)/guardctl
 
 # One file and the C library: the sealed program that the guard lets start the updater.
 $(OUT)/updater: early/updater.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_C) -static $< -o $@
+
+$(OUT)/emergency-%: early/emergency_%.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_C) -static $< -o $@
 

@@ -21,6 +21,8 @@
  *                  file_open, ptrace_access_check          files and processes that only the updater may read
  *                  file_ioctl(_compat), uring_cmd          the disk below them
  *                  perf_event_open, bpf, capable           the memory that holds them
+ * emergency        bprm_committed_creds, task_alloc        which session bypasses the lock
+ *                  file_ioctl(_compat)                     typing for others
  * owner directory  file_open, file_ioctl(_compat), inode_{create,link,unlink,symlink,mkdir,rmdir,mknod,rename,setattr,
  *                  setxattr,removexattr,set_acl,remove_acl,file_setattr}
  * self-protection  bpf_map, bpf_prog_load, inode_{unlink,rmdir,rename} on bpffs, sb_umount
@@ -103,11 +105,13 @@ struct task_tag {
 	__u32 interpreter; /* enum guard_interpreter_kind; found out at the first open after an exec */
 	__u32 script_begin, script_from; /* where among the arguments its path and the last part of it begin */
 	char script_name[GUARD_NAME] __attribute__((aligned(8))); /* the last part of the script's path, cut */
+	__u64 session;	 /* of the emergency sshd, as session_of() says; 0: none */
+	__u32 emergency; /* enum emergency */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2); /* mode and flags; the running /etc, where locking put another one in its place */
+	__uint(max_entries, 3); /* mode and flags; the running /etc, where locking put another one in its place; emergency ssh */
 	__type(key, __u32);
 	__type(value, __u32);
 } gd_mode SEC(".maps");
@@ -143,6 +147,7 @@ struct {
 #include "guard_judge.h"
 #include "guard_secret.h"
 #include "guard_script.h"
+#include "guard_emergency.h"
 
 /* ---- tracking ---- */
 
@@ -194,6 +199,7 @@ int BPF_PROG(guard_exec_done, const struct linux_binprm *bprm)
 		tag->born_privileged = privileged(BPF_CORE_READ(task, real_cred));
 		tag->updater = updater_after_exec(task, BPF_CORE_READ(bprm, file, f_path.dentry),
 						  BPF_CORE_READ(bprm, unsafe), tag->updater);
+		emergency_after_exec(task, BPF_CORE_READ(bprm, file, f_path.dentry), BPF_CORE_READ(bprm, unsafe), tag);
 		tag->loading = 0;
 		tag->interpreter = INTERPRETER_UNKNOWN;
 		/* While it is not bound nobody watches which files it opens: then it counts as one that ran before. */
@@ -209,13 +215,16 @@ int BPF_PROG(guard_fork, struct task_struct *task, unsigned long clone_flags)
 {
 	struct task_tag *parent = bpf_task_storage_get(&gd_tasks, bpf_get_current_task_btf(), 0, 0), *child;
 
-	if (!parent || !(parent->born_privileged || latched(GUARD_ALL_CODE)))
+	if (!parent || !(parent->born_privileged || parent->emergency || latched(GUARD_ALL_CODE)))
 		return 0;
 	child = bpf_task_storage_get(&gd_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (child) {
 		child->born_privileged = parent->born_privileged;
 		child->interpreter = parent->interpreter;
 		child->script = parent->script;
+		if (parent->emergency != EMERGENCY_LAUNCHER)
+			child->emergency = parent->emergency;
+		child->session = parent->session;
 		__builtin_memcpy(child->script_name, parent->script_name, sizeof(child->script_name));
 	}
 	return 0;
@@ -359,6 +368,9 @@ int BPF_PROG(guard_ptrace, struct task_struct *child, unsigned int access)
 			return silent_refusal();
 		return refuse(RULE_SECRET, BPF_CORE_READ(child, mm, exe_file, f_path.dentry), BPF_CORE_READ(child, tgid));
 	}
+	if (tag && tag->emergency)
+		return emergency_looked_into(tag, BPF_CORE_READ(child, mm, exe_file, f_path.dentry), access,
+					     BPF_CORE_READ(child, tgid));
 	if (!(access & PTRACE_MODE_ATTACH) || !privileged(BPF_CORE_READ(child, real_cred)))
 		return 0;
 	return refuse(RULE_PTRACE, BPF_CORE_READ(child, mm, exe_file, f_path.dentry), BPF_CORE_READ(child, tgid));

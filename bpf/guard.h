@@ -9,6 +9,7 @@
 #define GUARD_OPEN 0   /* tracks signatures, refuses and records nothing */
 #define GUARD_AUDIT 1  /* records what it would refuse, refuses nothing */
 #define GUARD_LOCKED 2 /* refuses and records */
+#define GUARD_EXEMPTED 3 /* in records only: let through, in the emergency session of a locked machine */
 #define GUARD_MODES 0xff
 
 /* Said together with the mode, in one word, and as final. */
@@ -43,6 +44,7 @@ enum guard_rule {
 	RULE_IDENTITY,	   /* another file set as the running program */
 	RULE_SCRIPT,	   /* text from an untrusted file, run by a bound interpreter */
 	RULE_LAUNCH,	   /* privileged interpreter started without a trusted script */
+	RULE_TERMINAL,	   /* characters put into a terminal as if typed there */
 	RULE_COUNT
 };
 
@@ -50,7 +52,7 @@ enum guard_rule {
 	{                                                                                                              \
 		"exec", "gain", "map", "map-writable", "anonymous", "modified", "ptrace", "capability", "kernel-file", \
 			"block", "helper", "memory-file", "securityfs", "mount", "umount", "pivot", "pin", "map-fd",   \
-			"program", "owner", "secret", "observe", "identity", "script", "launch"                                                                             \
+			"program", "owner", "secret", "observe", "identity", "script", "launch", "terminal"                                                                             \
 	}
 
 #define GUARD_COMM 16
@@ -95,7 +97,7 @@ struct guard_denial {
 	__u64 last_ns; /* CLOCK_BOOTTIME */
 	__u32 uid;     /* kernel uid of the last one */
 	__u32 pid;
-	__u32 mode;   /* GUARD_AUDIT or GUARD_LOCKED at the last one */
+	__u32 mode;   /* GUARD_AUDIT, GUARD_LOCKED or GUARD_EXEMPTED at the last one */
 	__u32 detail; /* capability, program type, device; 0 where the path says all */
 };
 
@@ -103,6 +105,7 @@ struct guard_latch_request {
 	__u32 mode;
 	__u32 etc_dev; /* with GUARD_LOCKED: the running /etc now, kernel dev_t; 0: still the one that was frozen */
 	__u32 flags;   /* GUARD_FLAGS */
+	__u32 emergency; /* with GUARD_LOCKED: 1 where a key of emergency ssh is in force */
 };
 
 #endif

@@ -12,7 +12,7 @@ GUARD_BPFTOOL ?= /usr/sbin/bpftool
 .PHONY: guard
 guard: $(GUARD_OUT)/guard.o $(GUARD_OUT)/guardctl
 
-$(GUARD_OUT)/guard.bpf.o: bpf/guard.bpf.c bpf/guard.h bpf/guard_judge.h bpf/guard_owner.h bpf/guard_secret.h bpf/guard_script.h bpf/guard_self.h
+$(GUARD_OUT)/guard.bpf.o: bpf/guard.bpf.c bpf/guard.h bpf/guard_emergency.h bpf/guard_judge.h bpf/guard_owner.h bpf/guard_secret.h bpf/guard_script.h bpf/guard_self.h
 	@mkdir -p $(GUARD_OUT)
 	clang -O2 -g -Wall -Werror -target bpf -mcpu=v3 -D__TARGET_ARCH_x86 -I$(dir $(GUARD_VMLINUX)) -Ibpf \
 		-ffile-prefix-map=$(CURDIR)=. -c $< -o $@.tmp

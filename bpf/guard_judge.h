@@ -44,7 +44,9 @@ static __always_inline void names_of(char (*name)[GUARD_NAME], struct dentry *de
 	}
 }
 
-/* Counts the denial; -EPERM under the lock, 0 under audit. */
+static bool exempt(__u32 rule); /* guard_emergency.h */
+
+/* Counts the denial; -EPERM under the lock, 0 under audit, and for the emergency session. */
 static __noinline int verdict(struct guard_denial_key *key, __u32 detail)
 {
 	struct guard_denial fresh = {}, *seen;
@@ -54,6 +56,8 @@ static __noinline int verdict(struct guard_denial_key *key, __u32 detail)
 
 	if (now == GUARD_OPEN)
 		return 0;
+	if (exempt(rule))
+		now = GUARD_EXEMPTED;
 	bpf_get_current_comm(key->comm, sizeof(key->comm));
 	if (counter)
 		__sync_fetch_and_add(counter, 1);
@@ -70,7 +74,7 @@ static __noinline int verdict(struct guard_denial_key *key, __u32 detail)
 		seen->mode = now;
 		seen->detail = detail;
 	}
-	if (now >= GUARD_LOCKED) {
+	if (now == GUARD_LOCKED) {
 		result = -EPERM;
 		barrier_var(result); /* or the compiler folds the branch into arithmetic the verifier rejects */
 	}

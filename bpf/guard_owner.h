@@ -154,6 +154,8 @@ int BPF_PROG(guard_ioctl, struct file *file, unsigned int cmd)
 {
 	if (is_disk_command(cmd))
 		return disk_command(file, cmd);
+	if (cmd == TIOCSTI)
+		return typed_for_another(file);
 	return owner_ioctl(file, cmd);
 }
 
@@ -162,6 +164,8 @@ int BPF_PROG(guard_ioctl_compat, struct file *file, unsigned int cmd)
 {
 	if (is_disk_command(cmd))
 		return disk_command(file, cmd);
+	if (cmd == TIOCSTI)
+		return typed_for_another(file);
 	return owner_ioctl(file, cmd);
 }
 

@@ -138,6 +138,9 @@ static __always_inline bool is_owner_disk(__u32 device)
 	return false;
 }
 
+static bool emergency_reads(struct dentry *dentry); /* guard_emergency.h */
+static bool emergency_mistrusts(struct inode *inode, struct dentry *dentry);
+
 /* A file opened for reading only. */
 static __noinline int reading(struct file *file, struct inode *inode, struct dentry *dentry, __u32 type)
 {
@@ -152,12 +155,12 @@ static __noinline int reading(struct file *file, struct inode *inode, struct den
 	}
 	dev = BPF_CORE_READ(inode, i_sb, s_dev);
 	if (owner_ino && dev == owner_dev) {
-		if (is_secret(dentry) && updater_now() != UPDATER_RUNS)
+		if (is_secret(dentry) && updater_now() != UPDATER_RUNS && !emergency_reads(dentry))
 			return refuse(RULE_SECRET, dentry, 0);
 		return 0;
 	}
 	/* The updater believes nothing that root can write there: no ld.so.preload, no openssl.cnf, no apt sources. */
-	if (dev == etc_device() && updater_now())
+	if (dev == etc_device() && (updater_now() || emergency_mistrusts(inode, dentry)))
 		return silent_refusal(); /* the C library tries at each start */
 	return 0;
 }

@@ -11,7 +11,8 @@ int BPF_PROG(guard_map, struct bpf_map *map, fmode_t fmode)
 	/* A descriptor for reading is enough to have a program write: the verifier does not look at its mode. So the
 	 * maps that decide cannot be opened at all, and those that report for reading only. */
 	if (map != (struct bpf_map *)&gd_mode && map != (struct bpf_map *)&gd_inodes &&
-	    map != (struct bpf_map *)&gd_tasks) {
+	    map != (struct bpf_map *)&gd_tasks && map != (struct bpf_map *)&gd_session &&
+	    map != (struct bpf_map *)&gd_arguments) {
 		if (!(fmode & FMODE_WRITE))
 			return 0;
 		if (map != (struct bpf_map *)&gd_counters && map != (struct bpf_map *)&gd_denials)
@@ -77,10 +78,12 @@ int BPF_PROG(guard_umount, struct vfsmount *vfsmount, int flags)
 SEC("syscall")
 int guard_latch(struct guard_latch_request *request)
 {
-	__u32 zero = 0, one = 1, wanted = request->mode, etc = request->etc_dev, flags = request->flags;
+	__u32 zero = 0, one = 1, two = 2, wanted = request->mode, etc = request->etc_dev, flags = request->flags,
+	      chosen = request->emergency;
 	__u32 *value = bpf_map_lookup_elem(&gd_mode, &zero), *place = bpf_map_lookup_elem(&gd_mode, &one);
+	__u32 *emergency = bpf_map_lookup_elem(&gd_mode, &two);
 
-	if (!value || !place || wanted > GUARD_LOCKED || (flags & ~GUARD_FLAGS))
+	if (!value || !place || !emergency || wanted > GUARD_LOCKED || (flags & ~GUARD_FLAGS))
 		return -22;
 	if (wanted == GUARD_OPEN)
 		return *(volatile __u32 *)value;
@@ -94,6 +97,8 @@ int guard_latch(struct guard_latch_request *request)
 		if (__sync_val_compare_and_swap(value, now, wanted | flags) == now) {
 			if (wanted == GUARD_LOCKED && etc) /* once: nobody gets here a second time */
 				*(volatile __u32 *)place = etc;
+			if (wanted == GUARD_LOCKED)
+				*(volatile __u32 *)emergency = chosen != 0;
 			return 0;
 		}
 	}

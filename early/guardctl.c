@@ -35,7 +35,7 @@
 #define OWNER_DIRECTORY "/sysroot/owner"
 
 static const char *const RULES[RULE_COUNT] = GUARD_RULE_NAMES;
-static const char *const MODES[] = {"open", "audit", "locked"};
+static const char *const MODES[] = {"open", "audit", "locked", "exempt"}; /* the last in records only */
 static const char *const TIERS[] = {"privileged", "all-code"};
 static const char *const SCRIPTS[] = {"S1", "S2"};
 
@@ -132,7 +132,7 @@ static int show_denials(void)
 		print_text(path);
 		printf(",\"count\":%llu,\"last\":%llu.%09llu,\"uid\":%u,\"pid\":%u,\"mode\":\"%s\",\"detail\":%u}",
 		       denial.count, denial.last_ns / 1000000000, denial.last_ns % 1000000000, denial.uid, denial.pid,
-		       denial.mode <= GUARD_LOCKED ? MODES[denial.mode] : "?", denial.detail);
+		       denial.mode <= GUARD_EXEMPTED ? MODES[denial.mode] : "?", denial.detail);
 		first = false;
 	}
 	printf("]}\n");

@@ -34,6 +34,7 @@
 
 #include "device_key.h"
 #include "disk.h"
+#include "emergency.h"
 #include "../bpf/guard.h"
 #include "fallback.h"
 #include "firmware.h"
@@ -204,7 +205,7 @@ static const char *bind_inputs(const struct trust *trust, const char *digest, bo
 }
 
 static void write_boot_record(const struct trust *trust, const struct owner *owner, const struct floored *floored,
-			      const char *digest, bool config, bool rescue, const char *inputs)
+			      const char *digest, bool config, bool rescue, const char *inputs, const char *emergency)
 {
 	static const char *const standing[] = { "absent", "valid", "invalid" };
 	char text[1536];
@@ -216,7 +217,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      "\"remembered\":{\"lock\":\"%s\",\"serial\":%llu,\"overruled\":%s},"
 			      "\"secure_boot\":%s,\"keychain_source\":\"%s\",\"keychain_loaded\":%d,\"keychain_skipped\":%d,"
 			      "\"keychain_own\":%d,"
-			      "\"rescue\":%s,\"kernel_inputs\":\"%s\"}\n",
+			      "\"emergency_ssh\":\"%s\",\"rescue\":%s,\"kernel_inputs\":\"%s\"}\n",
 			      digest, owner->machine, owner->first_boot ? "true" : "false", standing[owner->standing],
 			      valid ? (unsigned long long)owner->intent.serial : 0ULL,
 			      intent_lock_name(measure_lock(owner)),
@@ -230,7 +231,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      (unsigned long long)floored->memory.serial, owner->forgotten ? "true" : "false",
 			      trust->secure_boot ? "true" : "false",
 			      trust->ring.from_firmware ? "firmware" : "image", trust->ring.loaded,
-			      trust->ring.skipped, trust->ring.own, rescue ? "true" : "false", inputs);
+			      trust->ring.skipped, trust->ring.own, emergency, rescue ? "true" : "false", inputs);
 
 	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
 		say("no boot record");
@@ -359,7 +360,11 @@ int main(void)
 			die("the owner's /etc cannot be moved");
 	}
 	const char *inputs = locked ? bind_inputs(&trust, digest, rescue) : "off";
-	write_boot_record(&trust, &owner, &floored, digest, config, rescue, inputs);
+	bool chosen = !rescue && valid && owner.intent.lock == INTENT_LOCKED;
+	const char *emergency = emergency_settle(chosen ? owner.intent.emergency_ssh : "") ? owner.intent.emergency_ssh : "";
+	if (emergency[0])
+		notice_emergency(emergency);
+	write_boot_record(&trust, &owner, &floored, digest, config, rescue, inputs, emergency);
 	switch_root();
 	struct preparation preparation;
 	bool prepared = owner.first_boot || fresh;

@@ -28,6 +28,7 @@ static const struct words {
 	{ "identity", "60e839bc28774be6bd4b195e8dc81d30", "call itself another program (it is {path})" },
 	{ "script", "75b07fa44234422484fa5e0580e6c533", "run the text of {path}: the file is not signed" },
 	{ "launch", "65950bb4a91b4ebab13b218dfdaf70f1", "start {path} without a signed script" },
+	{ "terminal", "e1cb058b701d433c8a77c7da8354abea", "type into the terminal {path} in the place of who sits there" },
 	{ "other", "638cd977b2934358a5374482ff7becac", "do what the guard refuses ({path})" },
 };
 #define FLOOD_ID "9db9a24d27a0478a9e3386e146dad9b4"

@@ -91,7 +91,9 @@ size_t refusals_message(char *out, const struct guard_denial_key *key, const str
 	} else {
 		add(out, &length, "root's %s", program[0] ? program : "process");
 	}
-	add(out, &length, " %s allowed to ", denial->mode == GUARD_AUDIT ? "would not be" : "was not");
+	add(out, &length, " %s allowed to ", denial->mode == GUARD_AUDIT	 ? "would not be"
+				       : denial->mode == GUARD_EXEMPTED ? "was, in an emergency session,"
+									: "was not");
 	for (const char *at = words->act; *at;) {
 		if (strncmp(at, "{path}", 6) == 0) {
 			add(out, &length, "%s", shown[0] ? shown : "something without a name");
@@ -109,7 +111,7 @@ size_t refusals_message(char *out, const struct guard_denial_key *key, const str
 	    "\nPRIORITY=4\nSYSLOG_IDENTIFIER=freehold\nMESSAGE_ID=%s\nFREEHOLD_RULE=%s\nFREEHOLD_PROGRAM=%s\n"
 	    "FREEHOLD_PATH=%s\nFREEHOLD_COUNT=%llu\nFREEHOLD_MODE=%s\nFREEHOLD_UID=%u\nFREEHOLD_PID=%u\n",
 	    words->id, key->rule < RULE_COUNT ? RULES[key->rule] : "other", program, path, fresh,
-	    denial->mode == GUARD_AUDIT ? "audit" : "locked", denial->uid, denial->pid);
+	    denial->mode == GUARD_AUDIT ? "audit" : denial->mode == GUARD_EXEMPTED ? "exempt" : "locked", denial->uid, denial->pid);
 	return length;
 }
 

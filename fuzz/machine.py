@@ -7,7 +7,6 @@ here once more, in other words than the code's.
 
 from __future__ import annotations
 
-from dataclasses import fields
 
 from freehold.errors import InputError
 from freehold.lock import machine
@@ -62,13 +61,13 @@ def believed(state: MachineState) -> None:
         must(key.public.isascii() and key.public.count("\n") == 1 and key.public.endswith("\n"), "a public key is one line")
         must(key.public.startswith(("ssh-", "ecdsa-")), "a public key has no options before it")
     files = machine.render(BASE, state.accounts)
-    for field in fields(AccountFiles):
-        base, text = getattr(BASE, field.name), getattr(files, field.name)
+    for name in AccountFiles.__slots__:
+        base, text = getattr(BASE, name), getattr(files, name)
         must(text.startswith(base), "the image's own lines come first")
         lines = text[len(base) :].split("\n")
         must(lines.pop() == "", "the last line ends")
         for line in lines:
-            _line(field.name, line)
+            _line(name, line)
         names = [line.partition(":")[0] for line in lines]
         must(len(names) == len(set(names)), "nobody is there twice")
 

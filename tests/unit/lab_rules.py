@@ -42,6 +42,7 @@ def catalog() -> str:
         entries.append(entry(rule.id, f"The lock's rule {rule.name}", f"{told}\n{ways}\n`freehold denials` has the whole list."))
     flood = "More kinds of refusals than lines. `freehold denials` has them."
     entries.append(entry(rules.FLOOD, "Many refusals of the lock", flood))
+    entries += [entry(id_, subject, f"{text}\n\nClient: @FREEHOLD_PEER@") for id_, subject, text in rules.SESSIONS]
     return "# SPDX-License-Identifier: Apache-2.0\n" + "\n".join(entries)
 
 

@@ -53,11 +53,13 @@ def test_every_rule_has_words() -> None:
 
 
 def test_message_ids_are_fixed_and_differ() -> None:
-    ids = [*(rule.id for rule in rules.RULES), rules.OTHER.id, rules.FLOOD]
+    ids = [*(rule.id for rule in rules.RULES), rules.OTHER.id, rules.FLOOD, *(id_ for id_, _, _ in rules.SESSIONS)]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[0-9a-f]{32}", one) for one in ids)
     assert rules.rule("exec").id == "f95542191300422797bfe99c3d214d79"
     assert rules.rule("script").id == "75b07fa44234422484fa5e0580e6c533"
+    shell = (ROOT / "early/emergency_shell.c").read_text()
+    assert [id_ for id_, _, _ in rules.SESSIONS] == re.findall(r'#define \w+ "([0-9a-f]{32})"', shell)
 
 
 def test_commands_are_real() -> None:

@@ -30,10 +30,10 @@ def test_no_lock_below_a_merged_extension(merged: bool, tmp_path: Path, monkeypa
     (tmp_path / "mountinfo").write_text(MACHINE + EXTENSION * merged)
     monkeypatch.setattr(actions, "MOUNTS", tmp_path / "mountinfo")
     monkeypatch.setattr(actions, "OWNER", tmp_path / "owner")
-    monkeypatch.setattr(guard, "preflight", list)
+    monkeypatch.setattr(guard, "preflight", lambda _tier: [])
     if not merged:
-        actions.ready()
+        actions.ready("privileged")
         return
     with pytest.raises(FreeholdError, match="over the sealed tree, at /usr:") as caught:
-        actions.ready()
+        actions.ready("privileged")
     assert "systemd-sysext unmerge" in (caught.value.hint or "")

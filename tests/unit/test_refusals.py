@@ -77,6 +77,10 @@ def test_a_refusal_is_one_line_with_fields(program: Path, tmp_path: Path) -> Non
     ((line,),) = tell(program, tmp_path / "other", [(10, [record(mode=1, uid=1000)])])
     assert line["MESSAGE"] == "user 1000's bash would not be allowed to run .../x: the file is not signed"
     assert line["FREEHOLD_MODE"] == "audit"
+    ((line,),) = tell(program, tmp_path / "third", [(10, [record(mode=3)])])
+    assert line["MESSAGE"] == denials.sentence("exec", "bash", ".../x", uid=0, mode="exempt", detail=0)
+    assert line["MESSAGE"] == "root's bash was, in an emergency session, allowed to run .../x: the file is not signed"
+    assert line["FREEHOLD_MODE"] == "exempt"
 
 
 @pytest.mark.parametrize("number", range(len(rule_names())), ids=rule_names())

@@ -63,6 +63,10 @@ REFUSED = names(
     bash_environment etc_changed_source python_script python_script_link python_script_options python_script_dashes
     python_import perl_script perl_options perl_import python_script_called_library python_script_called_link
     python_script_called_here
+    emergency_owner emergency_loader_list emergency_host_key emergency_shell_alone emergency_without_launcher
+    emergency_copied_launcher emergency_detour emergency_by_auth emergency_in_namespace emergency_shared_directories
+    emergency_filtered emergency_second_session emergency_child_after_end emergency_while_stopped emergency_looked_into
+    emergency_attached emergency_entered emergency_auth_looked_into terminal_typed
     """
 )
 #: Allowed in every mode: sealed and signed code, users, containers, harmless administration.
@@ -87,6 +91,7 @@ FREE = names(
     dash_command dash_standard_input dash_prompt bash_plus bash_option_argument bash_init_file bash_cluster python_module
     perl_module dash_fifo dash_fifo_called_library dash_plain_options dash_by_itself dash_script_reads_fifo user_dash_command
     user_dash_standard_input user_dash_fifo container_dash_command dash_lone_dash dash_lone_dash_input
+    emergency_unsigned emergency_grandchild emergency_source emergency_anonymous
     """
 )
 #: Of these, what all-code refuses as well: everybody's code.
@@ -109,7 +114,7 @@ FATAL = {
 RULES = names(
     """
     exec gain map map-writable anonymous modified ptrace capability kernel-file block helper memory-file securityfs
-    mount umount pivot pin map-fd program owner secret observe identity script
+    mount umount pivot pin map-fd program owner secret observe identity script terminal
     """
 )
 
@@ -311,6 +316,13 @@ def test_records_name_the_file_and_the_user(lab: Report) -> None:
     assert {denial["rule"] for denial in denials if denial["comm"] == "dash" and denial["path"] == "/lab"} == {"exec"}
     assert all(denial["count"] >= 1 and denial["last"] > 0 for denial in denials)
     assert any(denial["path"] == "owner/a/b/c/file" or denial["path"] == "b/c/file" for denial in denials)
+
+
+def test_what_the_emergency_session_does_is_recorded(lab: Report) -> None:
+    audited, locked = ([row for row in said["denials"] if row["path"] == "/exempt"] for said in lab.said["denials"][1:])
+    # The program starts, and the kernel maps it.
+    for rows, mode in ((audited, "audit"), (locked, "exempt")):
+        assert {(row["rule"], row["comm"], row["mode"]) for row in rows} == {("exec", "bash", mode), ("map", "exempt", mode)}
 
 
 def test_preflight_finds_what_ran_before_the_guard(lab: Report) -> None:

@@ -95,6 +95,7 @@ VERBS = (
         "freehold lock --strict --key file:/media/stick/owner.key     (no device key: the owner signs each change)",
         "freehold lock --tier S2 --dry-run     (root's shells and interpreters start for signed scripts only; what that costs)",
         "freehold lock --all-code --dry-run     (users' and containers' code as well: what stands in the way, what it costs)",
+        "freehold lock --emergency-ssh id_ed25519.pub --request lock.request     (ssh -p 2222 of this key bypasses the lock)",
     )),
     Verb("unlock", LOCK, "with the owner's key: open at the next boot", (
         "freehold unlock --key file:/media/stick/owner.key",

@@ -128,6 +128,9 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
         messages.append(WITHOUT_SECURE_BOOT)
     elif source == "image":
         messages.append(WITHOUT_FIRMWARE)
+    emergency_ssh = emergency_of(sysroot, boot)
+    if emergency_ssh is not None:
+        messages.append(str(emergency_ssh.pop("message")))
     lock: dict[str, object] = {
         "state": mode,
         "secure_boot": secure_boot,
@@ -135,7 +138,7 @@ def lock_of(sysroot: Sysroot) -> tuple[dict[str, object], list[str]]:
         "keychain_source": source if source in ("firmware", "image") else None,
         "keychain_loaded": boot.get("keychain_loaded"),
         "keychain_skipped": boot.get("keychain_skipped"),
-        "emergency_ssh": False,
+        "emergency_ssh": emergency_ssh or False,
         "tier": tier,
         "scripts": scripts,
         "since": intent.get("since") or None,
@@ -156,6 +159,22 @@ def inputs_of(sysroot: Sysroot, mode: str) -> str | None:
     if known is None:
         return None
     return "enforced" if known else "guard" if mode == "locked" else "off"
+
+
+def emergency_of(sysroot: Sysroot, boot: dict[str, object]) -> dict[str, object] | None:
+    """The key whose ssh session bypasses the lock, by the boot record: ``key`` is its fingerprint, ``host_key`` the server's
+    own for who may read it, ``message`` the sentence for people. ``None``: there is none."""
+    digest = boot.get("emergency_ssh")
+    if not isinstance(digest, str) or not digest:
+        return None
+    from freehold.lock import emergency, emergency_key
+
+    if not emergency.is_digest(digest):
+        return None
+    return {
+        "key": emergency.fingerprint(digest), "port": emergency.PORT, "message": emergency.sentence(digest),
+        "host_key": emergency_key.host_key(sysroot.root / "owner"),
+    }  # fmt: skip
 
 
 def drift_of(sysroot: Sysroot) -> list[str]:

@@ -34,7 +34,7 @@ from freehold.errors import FreeholdError, InputError, NotHereError, Verificatio
 from freehold.files import read_bytes
 from freehold.keys.kernel import measure_verity
 from freehold.keys.verify import Keychain
-from freehold.lock import boot_record, commits, etc, floor, guard, inputs, intent, memory, mounts
+from freehold.lock import boot_record, commits, emergency_key, etc, floor, guard, inputs, intent, memory, mounts
 from freehold.lock.covered import IGNORED
 from freehold.lock.drift import Change, drift
 from freehold.lock.intent import Intent
@@ -180,9 +180,11 @@ def boot_floor() -> dict[str, object]:
 
 def propose(
     lock: Literal["open", "audit", "locked"], config: str | None, *, wanted_floor: int | None = None, strict: bool = False,
-    tier: intent.Tier = "privileged", scripts: intent.Scripts = "s1",
-) -> Intent:
+    tier: intent.Tier = "privileged", scripts: intent.Scripts = "s1", emergency_ssh: str | None = None,
+) -> Intent:  # fmt: skip
     """The intent that would follow the newest believed one, whose requests stay; ``strict``: no device key.
+
+    ``emergency_ssh``: the digest of the key that may bypass the lock; it is said anew each time, or there is none.
 
     Without ``wanted_floor`` the rollback floor stays what it is, but the owner signs it anew.
     """
@@ -194,6 +196,7 @@ def propose(
     return Intent(
         machine=machine_id(), serial=next_serial(), lock=lock, since=int(time.time()), config=config,
         floor=kept if wanted_floor is None else wanted_floor, strict=strict, tier=tier, scripts=scripts,
+        emergency_ssh=emergency_ssh,
         requests=current.requests if current else None,
     )  # fmt: skip
 
@@ -225,6 +228,8 @@ def check_answer(signed: bytes) -> Intent:
             f"the signed intent sets the rollback floor to {offer.intent.floor}, above the running release {running}",
             hint="this machine would not boot again; make a new request on it",
         )
+    if offer.intent.emergency_ssh is not None:
+        emergency_key.load(OWNER, offer.intent.emergency_ssh)
     config = offer.intent.config
     if config is not None:
         # Under the lock a commit waits in the inbox, with its image.
@@ -303,10 +308,12 @@ def enter(wanted: Intent, signed: bytes) -> None:
             renew_etc(wanted.config)
         atomic.write(OWNER / "intent", signed, mode=0o600)
         commits.keep(OWNER, signed)
+        emergency_key.enforce(OWNER, RUN.parent, wanted)
         drop_links(OWNER / "etc", wanted.serial - 1)
         boot_record.note(RUN / "boot.json", wanted, bound)
         if wanted.lock != "open" and guard.mode() != wanted.lock:
             guard.latch(wanted)
+        emergency_key.start_or_stop(wanted)
 
 
 def leave(signed: bytes) -> None:

@@ -26,4 +26,5 @@ def note(path: Path, wanted: Intent, inputs: str | None = None) -> None:
     record["config"] = wanted.config or ""
     if inputs is not None:
         record["kernel_inputs"] = inputs
+    record["emergency_ssh"] = wanted.emergency_ssh or "" if wanted.lock == "locked" else ""
     atomic.write(path, json.dumps(record) + "\n")

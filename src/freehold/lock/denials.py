@@ -61,7 +61,7 @@ def who(program: str, uid: int) -> str:
 
 def sentence(name: str, program: str, path: str, *, uid: int, mode: str, detail: int) -> str:
     """One refusal for people, as in "root's bash was not allowed to run /var/x: the file is not signed"."""
-    verb = "would not be" if mode == "audit" else "was not"
+    verb = {"audit": "would not be", "exempt": "was, in an emergency session,"}.get(mode, "was not")
     act = rule(name).act.format(path=path or "something without a name", detail=detail)
     return f"{who(program, uid)} {verb} allowed to {act}"
 

@@ -115,12 +115,24 @@ RULES = (
          (Way("put the text into a script of the next release ([[files]] of the recipe) and start that; of units the build does "
               "it where the recipe says [lock] tier = \"S2\""),
           Way("or run it as a user, whose shells are free: in a unit User= or DynamicUser=yes"), _OPEN)),
+    Rule("terminal", "e1cb058b701d433c8a77c7da8354abea", "type into the terminal {path} in the place of who sits there",
+         "What is put into a terminal that way (TIOCSTI) would be taken for its user's own words.", (_OPEN,)),
 )  # fmt: skip
 #: For a rule that a newer guard has and this table not.
 OTHER = Rule("other", "638cd977b2934358a5374482ff7becac", "do what the guard refuses ({path})",
              "This release has no words for the rule: docs/guard.md of the release that has it explains it.", ())  # fmt: skip
 #: More refusals than lines in one interval.
 FLOOD = "9db9a24d27a0478a9e3386e146dad9b4"
+#: Sessions of emergency ssh, as ``early/emergency_shell.c`` tells them: MESSAGE_ID, subject, explanation.
+SESSIONS = (
+    ("61d189d958fc47eb9af7dbac314319f4", "An emergency session bypasses the lock",
+     "Who has the key that the owner named in `freehold lock --emergency-ssh` logged in at the emergency ssh server. What this "
+     "session starts may be unsigned, until it ends."),
+    ("8f8dcdd0864a4263ac370e5b8eee1b9c", "An emergency session does not bypass the lock",
+     "One session at a time bypasses the lock, and another one did; or the machine is not locked by a key's choice."),
+    ("f01d5e7d47024ca99250fe0bae098cad", "An emergency session ended",
+     "What it had started was ended with it. Nothing that still runs is exempt from the lock."),
+)  # fmt: skip
 _BY_NAME = {rule.name: rule for rule in RULES}
 
 

@@ -16,7 +16,7 @@ from freehold.errors import FreeholdError, InputError
 from freehold.files import read_given
 from freehold.keys import device
 from freehold.keys.x509 import Signer, load_signer
-from freehold.lock import actions, etc_request, guard, intent, kernel_log, requests
+from freehold.lock import actions, emergency, emergency_key, etc_request, guard, intent, kernel_log, requests
 from freehold.lock import denials as refusals
 from freehold.lock.intent import Intent
 from freehold.monitor import Monitor, step
@@ -91,6 +91,10 @@ def lock_arguments(parser: argparse.ArgumentParser) -> None:
         "--floor", type=int, metavar="N",
         help="refuse to boot releases with a lower number while locked; 0: none (default: the running release's number)",
     )  # fmt: skip
+    parser.add_argument(
+        "--emergency-ssh", metavar="KEY",
+        help="a public key file or its line: ssh by this key, on a port of its own, bypasses the lock (default: none)",
+    )  # fmt: skip
     _credential(parser)
 
 
@@ -102,8 +106,13 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         raise FreeholdError("this machine is locked already", hint="`freehold status` shows since when")
     tier: intent.Tier = "all-code" if options.all_code else "privileged"
     scripts: intent.Scripts = actions.profile_scripts() if options.tier is None else "s2" if options.tier == "S2" else "s1"
+    chosen = None if options.emergency_ssh is None else emergency_key.given(options.emergency_ssh)
     if options.dry_run:
-        return _preview(tier, scripts)
+        return _preview(tier, scripts, chosen)
+    if chosen is not None and options.audit:
+        raise InputError("--emergency-ssh is for locking: an audit refuses nothing that a session could bypass")
+    if chosen is not None and options.answer is not None:
+        raise InputError("--emergency-ssh is part of the request: the answer says it")
     if options.strict and (options.audit or options.answer is not None):
         raise InputError("--strict is for locking, and part of the request: the answer says it")
     if (options.all_code or options.tier is not None) and options.answer is not None:
@@ -132,8 +141,11 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         # Auditing refuses nothing, and so has no reason to bind the owner to this release.
         floor = actions.running_release() if options.floor is None and not options.audit else options.floor
         state: Literal["audit", "locked"] = "audit" if options.audit else "locked"
+        if chosen is not None:
+            emergency_key.store(actions.OWNER, chosen)
         wanted = actions.propose(
-            state, captured.config, wanted_floor=floor, strict=options.strict, tier=tier, scripts=scripts
+            state, captured.config, wanted_floor=floor, strict=options.strict, tier=tier, scripts=scripts,
+            emergency_ssh=chosen.digest if chosen else None,
         )  # fmt: skip
         asked = device_key_verbs.ask_for(wanted, device_key_verbs.this_machine(), monitor)
         if signer is None:
@@ -156,10 +168,13 @@ def lock(options: argparse.Namespace, monitor: Monitor) -> Report:
         text += "\nThe device key is sealed by the TPM for boots that begin locked: it is there from the next boot on."
     if wanted.lock == "locked" and actions.boot_floor().get("tpm") not in (None, "none"):
         text += "\nReboot when it suits: until the next start the TPM does not know of the lock (docs/memory.md)."
+    if wanted.emergency_ssh is not None:
+        text += f"\n{emergency.sentence(wanted.emergency_ssh)}; the server's own key is {emergency_key.host_key(actions.OWNER)}"
     shown = {"keeper": kept.keeper, "sha256": kept.sha256, "not_after": kept.not_after} if kept else None
     data: dict[str, object] = {
         "schema": "freehold-lock-1", "state": wanted.lock, "serial": wanted.serial, "wanted": wanted_lock,
         "tier": wanted.tier, "scripts": wanted.scripts.upper(), "strict": wanted.strict, "device_key": shown,
+        "emergency_ssh": wanted.emergency_ssh,
     }  # fmt: skip
     return Report(data, text)
 
@@ -184,15 +199,17 @@ def _check_floor(options: argparse.Namespace) -> None:
         )
 
 
-def _preview(tier: intent.Tier, scripts: intent.Scripts) -> Report:
+def _preview(tier: intent.Tier, scripts: intent.Scripts, chosen: emergency.Key | None) -> Report:
     found = actions.changes()
     blocking = guard.preflight(tier)
     lines = [f"  {change.kind:8} /etc/{change.path}" for change in found]
     lines += [f"  in the way: {row.get('comm', '?')} (process {row.get('pid', '?')})" for row in blocking]
     lines += [f"  {line}" for line in (*COSTS[tier], *COSTS[scripts])]
+    lines += [f"  {emergency.sentence(chosen.digest)}"] if chosen else []
     data: dict[str, object] = {
         "schema": "freehold-lock-preview-1", "changes": [{"path": f"/etc/{one.path}", "kind": one.kind} for one in found],
         "blocking": blocking, "tier": tier, "scripts": scripts.upper(),
+        "emergency_ssh": chosen.digest if chosen else None,
     }  # fmt: skip
     head = f"{len(found)} paths of /etc would be committed; {len(blocking)} findings stand in the way"
     return Report(data, "\n".join([head, *lines]))
@@ -410,7 +427,8 @@ def describe(wanted: Intent) -> str:
     strict = ", without a device key" if wanted.strict else ""
     tier = ", binding all code, users' and containers' as well" if wanted.tier == "all-code" else ""
     tier += ", starting privileged interpreters for signed scripts only" if wanted.scripts == "s2" else ""
-    return f"machine {wanted.machine} shall {what}{tier}{strict}, {config}{floor}{asked} (intent number {wanted.serial})"
+    by_ssh = f", but for ssh sessions of the key {emergency.fingerprint(wanted.emergency_ssh)}" if wanted.emergency_ssh else ""
+    return f"machine {wanted.machine} shall {what}{by_ssh}{tier}{strict}, {config}{floor}{asked} (intent number {wanted.serial})"
 
 
 def denials_arguments(parser: argparse.ArgumentParser) -> None:

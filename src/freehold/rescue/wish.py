@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from freehold.errors import InputError, VerificationError
 from freehold.keys.verify import Keychain
-from freehold.lock import intent
+from freehold.lock import emergency, intent
 from freehold.lock.intent import MAX_NUMBER, Intent, Standing
 
 
@@ -74,7 +74,8 @@ def describe(wanted: Intent) -> str:
     """An intent in one line."""
     what = {"open": "open", "audit": "audit", "locked": "locked"}[wanted.lock]
     low = f", floor {wanted.floor}" if wanted.floor else ""
-    return f"machine {wanted.machine}: {what}{low} (intent number {wanted.serial})"
+    by_ssh = f", emergency ssh by {emergency.fingerprint(wanted.emergency_ssh)}" if wanted.emergency_ssh else ""
+    return f"machine {wanted.machine}: {what}{low}{by_ssh} (intent number {wanted.serial})"
 
 
 def check_answer(

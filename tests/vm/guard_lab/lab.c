@@ -27,6 +27,7 @@
 #include <sys/ptrace.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
+#include <sys/socket.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -113,6 +114,7 @@ static long bpf(int command, union bpf_attr *attr)
 
 #include "checks.h"
 #include "secrets.h"
+#include "emergency.h"
 #include "veterans.h"
 #include "scripts.h"
 
@@ -161,6 +163,12 @@ static const struct check {
 	C(sealed_shell_script), C(sealed_source), C(etc_source), C(shell_reads_input), C(dash_reads_input),
 	C(shell_reads_kernel), C(shell_names_image), C(shell_pipe), C(shell_heredoc), C(shell_writes), C(python_sealed_script),
 	C(python_sealed_directory), C(python_sealed_here), C(python_sealed_other_name), C(python_sealed_link), C(python_command), C(perl_command), C(old_script_reads_data), C(veteran_script_reads_data),
+	C(emergency_unsigned), C(emergency_grandchild), C(emergency_source), C(emergency_anonymous), C(emergency_owner),
+	C(emergency_loader_list), C(emergency_host_key), C(emergency_shell_alone), C(emergency_without_launcher),
+	C(emergency_copied_launcher), C(emergency_detour), C(emergency_by_auth), C(emergency_in_namespace),
+	C(emergency_shared_directories), C(emergency_filtered), C(emergency_second_session), C(emergency_child_after_end),
+	C(emergency_while_stopped), C(emergency_looked_into), C(emergency_attached), C(emergency_entered),
+	C(emergency_auth_looked_into), C(terminal_typed),
 	U(exec_unsigned), U(exec_script), U(exec_memfd), U(ld_so_file), U(preload), U(map_anonymous), U(map_unsigned),
 	U(protect_modified), U(ptrace_own), U(own_memory_file), U(setuid_unsigned), U(setgid_unsigned),
 	U(dash_script), U(bash_source), U(python_script), U(python_import), U(perl_script), U(bash_child_reads),
@@ -434,7 +442,7 @@ static void races_only(int tries)
 static void second_stage(void)
 {
 	static const char *const PLACES[] = {"/mnt/move", "/mnt/bind", "/mnt/bpf", "/mnt/parent", "/mnt/leaf", "/tmp/place",
-					     OWNER "a", OWNER "a/b", OWNER "a/b/c", OWNER "secret", "/mnt/over", "/mnt/empty",
+					     OWNER "a", OWNER "a/b", OWNER "a/b/c", OWNER "secret", OWNER "emergency", "/mnt/over", "/mnt/empty",
 					     "/mnt/again", "/mnt/peer", "/mnt/jail"};
 	char path[64];
 
@@ -451,6 +459,12 @@ static void second_stage(void)
 	put(OWNER "gone", "x", 0600);
 	put(OWNER "a/b/c/file", "x", 0600);
 	put(SECRET "key", "x", 0600);
+	put(SECRET "emergency-host-key", "x", 0600);
+	put(OWNER "emergency/key", "x", 0600);
+	put("/tmp/emergency.sh", "exit 7\n", 0600);
+	put("/etc/ld.so.preload", "", 0644);
+	must_mount("devpts", "/dev/pts", "devpts", 0, "ptmxmode=0666");
+	unlink("/dev/kmsg"); /* or what sessions say would be among what we say */
 	mkdir(OWNER "dir", 0700);
 	setxattr(OWNER "file", "trusted.keep", "1", 1, 0);
 	must_mount("tmpfs", "/mnt/move", "tmpfs", 0, NULL);
@@ -460,6 +474,7 @@ static void second_stage(void)
 	copy("/usr/bin/dyn", "/tmp/dyn", 0755);
 	copy("/usr/lib/evil.so", "/tmp/evil.so", 0755);
 	copy("/usr/lib/overlay.ko.xz", "/tmp/overlay.ko.xz", 0644);
+	copy(LAB, "/tmp/exempt", 0755);
 	copy(LAB, "/tmp/setuid", 04755);
 	copy(LAB, "/tmp/setgid", 02755);
 	put("/tmp/script", "#!/usr/bin/lab ok\n", 0755);
@@ -491,6 +506,16 @@ static void second_stage(void)
 int main(int argc, char **argv)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (strcmp(argv[0], "/usr/sbin/sshd") == 0)
+		return sshd();
+	if (argc == 3 && strcmp(argv[0], "sshd-session") == 0)
+		return sshd_session(argv[1], argv[2]);
+	if (argc == 3 && strcmp(argv[0], "sshd-auth") == 0)
+		return sshd_auth(argv[1], argv[2]);
+	if (argc == 3 && strcmp(argv[1], "detour") == 0)
+		become_shell(argv[2]);
+	if (argc == 2 && strcmp(argv[1], "loader-list") == 0)
+		return loader_list();
 	if (argc >= 2 && strcmp(argv[1], "ok") == 0)
 		return 0;
 	if (argc == 2 && strcmp(argv[1], "anonymous") == 0)
