@@ -367,6 +367,18 @@ static __noinline bool is_loaders(struct dentry *dentry)
 	return __builtin_memcmp(name, "ld.so.", 6) == 0;
 }
 
+/* Who a user is, which shells look up by the C library when they start. Accounts of the machine's own are rendered into the running
+ * /etc, so it is in no lower layer. As a script that is named it is none of these: that is refused when it is opened. */
+static __noinline bool is_accounts(struct dentry *dentry)
+{
+	char name[8] __attribute__((aligned(8))) = {};
+
+	if (BPF_CORE_READ(dentry, d_sb, s_dev) != etc_device() || BPF_CORE_READ(dentry, d_parent) != BPF_CORE_READ(dentry, d_sb, s_root))
+		return false;
+	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(dentry, d_name.name));
+	return __builtin_memcmp(name, "passwd", 7) == 0 || __builtin_memcmp(name, "group", 6) == 0;
+}
+
 /* ---- the hooks ---- */
 
 static __always_inline struct file *file_of_descriptor(struct task_struct *task, __u64 number)
@@ -510,6 +522,8 @@ int BPF_PROG(guard_read, struct file *file, int mask)
 	if (!tag || tag->interpreter != INTERPRETER_SHELL || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFREG)
 		return 0;
 	if (is_kernels(file) || standard_input(task) == file || !is_asked_for(task, file) || trusted_text(file) || !bound_now())
+		return 0;
+	if (is_accounts(BPF_CORE_READ(file, f_path.dentry)))
 		return 0;
 	return refuse(RULE_SCRIPT, BPF_CORE_READ(file, f_path.dentry), tag->interpreter);
 }

@@ -7,7 +7,6 @@ here once more, in other words than the code's.
 
 from __future__ import annotations
 
-
 from freehold.errors import InputError
 from freehold.lock import machine
 from freehold.lock.machine import AccountFiles, MachineState

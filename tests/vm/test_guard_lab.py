@@ -62,7 +62,7 @@ REFUSED = names(
     bash_child_reads dash_script_says_so dash_starts_unsigned
     bash_environment etc_changed_source python_script python_script_link python_script_options python_script_dashes
     python_import perl_script perl_options perl_import python_script_called_library python_script_called_link
-    python_script_called_here
+    python_script_called_here bash_accounts_as_script bash_other_accounts
     emergency_owner emergency_loader_list emergency_host_key emergency_shell_alone emergency_without_launcher
     emergency_copied_launcher emergency_detour emergency_by_auth emergency_in_namespace emergency_shared_directories
     emergency_filtered emergency_second_session emergency_child_after_end emergency_while_stopped emergency_looked_into
@@ -81,7 +81,7 @@ FREE = names(
     updater_reads others_looked_into admin_after_load
     container_map_unsigned container_protect_modified container_mount_usr_own_namespace container_ptrace_own
     sealed_shell_script sealed_source etc_source shell_reads_input dash_reads_input shell_reads_kernel shell_names_image
-    shell_pipe shell_heredoc shell_writes python_sealed_script python_sealed_link python_command perl_command
+    shell_reads_accounts shell_pipe shell_heredoc shell_writes python_sealed_script python_sealed_link python_command perl_command
     user_dash_script user_bash_source user_python_script user_python_import user_perl_script user_bash_child_reads
     container_dash_script container_python_script container_another_program_map
     user_exec_sealed user_exec_sealed_script user_exec_dynamic user_exec_signed user_jit_allowed user_map_sealed
@@ -124,7 +124,8 @@ S2 = names(
     """
     dash_command dash_standard_input dash_prompt bash_plus bash_option_argument bash_init_file bash_cluster python_module
     perl_module dash_fifo dash_fifo_called_library python_ctypes sealed_source etc_source shell_reads_input
-    dash_reads_input shell_reads_kernel shell_names_image shell_pipe shell_heredoc shell_writes python_sealed_here python_command
+    dash_reads_input shell_reads_kernel shell_names_image shell_reads_accounts shell_pipe shell_heredoc shell_writes
+    python_sealed_here python_command
     perl_command dash_lone_dash_input
     """
 )

@@ -161,7 +161,7 @@ static const struct check {
 	C(python_script_called_library), C(python_script_called_link), C(python_script_called_here),
 	C(python_script_options), C(python_script_dashes), C(python_import), C(perl_script), C(perl_options), C(perl_import),
 	C(sealed_shell_script), C(sealed_source), C(etc_source), C(shell_reads_input), C(dash_reads_input),
-	C(shell_reads_kernel), C(shell_names_image), C(shell_pipe), C(shell_heredoc), C(shell_writes), C(python_sealed_script),
+	C(shell_reads_kernel), C(shell_names_image), C(shell_reads_accounts), C(bash_accounts_as_script), C(bash_other_accounts), C(shell_pipe), C(shell_heredoc), C(shell_writes), C(python_sealed_script),
 	C(python_sealed_directory), C(python_sealed_here), C(python_sealed_other_name), C(python_sealed_link), C(python_command), C(perl_command), C(old_script_reads_data), C(veteran_script_reads_data),
 	C(emergency_unsigned), C(emergency_grandchild), C(emergency_source), C(emergency_anonymous), C(emergency_owner),
 	C(emergency_loader_list), C(emergency_host_key), C(emergency_shell_alone), C(emergency_without_launcher),

@@ -21,6 +21,9 @@ static void scripts_write(void)
 	put("/tmp/empty", "", 0644);
 	put("/tmp/data", "data\n", 0644);
 	put("/etc/mine", "exit 7\n", 0644);
+	put("/etc/passwd", "exit 7\n", 0644);
+	mkdir("/etc/below", 0755);
+	put("/etc/below/passwd", "exit 7\n", 0644);
 	copy("/usr/lib/loop", "/tmp/loop", 0644);
 	if (symlink("/tmp/pytext", "/tmp/link"))
 		perror("/tmp/link");
@@ -50,6 +53,8 @@ static int bash_child_reads(void) { return ran(RUN(BASH, "-c", "exec 5< /tmp/dat
 static int dash_script_says_so(void) { return RUN(DASH, "-eo", "nounset", "/tmp/empty"); }
 static int bash_environment(void) { return ran(with("BASH_ENV=/tmp/text", (char *[]){BASH, "-c", "exit 9", NULL})); }
 static int etc_changed_source(void) { return ran(RUN(DASH, "-c", ". /etc/mine; exit 9")); }
+static int bash_accounts_as_script(void) { return ran(RUN(BASH, "/etc/passwd")); }
+static int bash_other_accounts(void) { return ran(RUN(BASH, "-c", "exec 5< /etc/below/passwd; read -u 5 x && [ \"$x\" = 'exit 7' ] && exit 7")); }
 static int python_script(void) { return ran(RUN(PYTHON, "-I", "-S", "/tmp/pytext")); }
 static int python_script_link(void) { return ran(RUN(PYTHON, "-I", "-S", "/tmp/link")); }
 static int python_script_options(void) { return ran(RUN(PYTHON, "-ISX", "dev", "-W", "ignore", "/tmp/pytext", "-c")); }
@@ -119,6 +124,7 @@ static int shell_names_image(void)
 	snprintf(command, sizeof(command), "test -d /mnt/image/a-name-that-takes-some-room-%d && exit 7; exit 9", number += 400);
 	return ran(RUN(DASH, "-c", command));
 }
+static int shell_reads_accounts(void) { return ran(RUN(BASH, "-c", "exec 5< /etc/passwd; read -u 5 x && [ \"$x\" = 'exit 7' ] && exit 7")); }
 static int shell_pipe(void) { return ran(RUN(BASH, "-c", "echo 'exit 7' | " DASH)); }
 static int shell_heredoc(void) { return ran(RUN(DASH, "-c", "read x <<END\ndata\nEND\n[ $x = data ] && exit 7")); }
 static int shell_writes(void) { return ran(RUN(BASH, "-c", "echo x > /tmp/written && exit 7")); }
