@@ -60,7 +60,7 @@ def believed(state: MachineState) -> None:
         must(key.public.isascii() and key.public.count("\n") == 1 and key.public.endswith("\n"), "a public key is one line")
         must(key.public.startswith(("ssh-", "ecdsa-")), "a public key has no options before it")
     files = machine.render(BASE, state.accounts)
-    for name in AccountFiles.__slots__:
+    for name in _WIDTHS:
         base, text = getattr(BASE, name), getattr(files, name)
         must(text.startswith(base), "the image's own lines come first")
         lines = text[len(base) :].split("\n")

@@ -44,7 +44,7 @@ def _intent(data: bytes) -> object:
     it = intent.parse(data)
     must(intent.parse(intent.serialize(it)) == it, "the canonical form says the same")
     must(it.lock in ("open", "audit", "locked") and 1 <= it.serial <= 1 << 53, "an intent's values are of their kinds")
-    return it.lock, it.tier, it.strict, it.floor is None
+    return it.lock, it.tier, it.scripts, it.strict, it.floor is None
 
 
 def _split(data: bytes) -> object:
@@ -125,7 +125,7 @@ def _expected(data: bytes) -> str:
         return "refused"
     values = (
         it.machine, it.serial, it.lock, it.tier, it.since, it.config or "-", it.emergency_ssh or "-",
-        "-" if it.floor is None else it.floor, it.requests or "-", int(it.strict),
+        "-" if it.floor is None else it.floor, it.requests or "-", int(it.strict), it.scripts,
     )  # fmt: skip
     return " ".join(map(str, values))
 

@@ -16,7 +16,7 @@
 
 const char *const fuzz_words[] = {
 	"freehold-intent 1\n", "machine ", "serial ", "lock ", "tier ", "config ", "since ", "emergency-ssh ", "floor ",
-	"requests ", "strict ", "open\n", "audit\n", "locked\n", "privileged\n", "all-code\n", "yes\n", "no\n",
+	"requests ", "strict ", "scripts ", "s1\n", "s2\n", "open\n", "audit\n", "locked\n", "privileged\n", "all-code\n", "yes\n", "no\n",
 	"0123456789abcdef0123456789abcdef", "9007199254740992", "9007199254740993", "18446744073709551616", " keyring ", ".fs-verity: ", "I------",
 	NULL,
 };

@@ -165,7 +165,7 @@ def test_a_dry_run_shows_it(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(actions, "changes", lambda: ())
-    monkeypatch.setattr("freehold.lock.guard.preflight", list)
+    monkeypatch.setattr("freehold.lock.guard.preflight", lambda _tier: [])
     assert main(["lock", "-n", "--emergency-ssh", ED25519]) == 0
     assert emergency.sentence(emergency.parse(ED25519).digest) in capsys.readouterr().out
     assert not (place / "emergency").exists()

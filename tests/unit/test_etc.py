@@ -136,6 +136,7 @@ def test_the_disk_s_file_is_found_and_bounded(tmp_path: Path, monkeypatch: pytes
 
 def test_prepare_fails_closed_without_a_boot_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    monkeypatch.setattr(prepare, "wait", lambda: None)
     monkeypatch.setattr(prepare, "say", said.append)
     monkeypatch.setattr(prepare, "BOOT_RECORD", tmp_path / "none.json")
     assert prepare.main() == 1

@@ -252,9 +252,9 @@ def shown(lab: DeriveLab) -> tuple[object, bool]:
 
 
 def test_status_says_who_judges(machine: DeriveLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(machine.sysroot), "mode", lambda _: "open")
+    monkeypatch.setattr(type(machine.sysroot), "mode_and_tiers", lambda _: ("open", "privileged", "S1"))
     assert shown(machine) == ("off", False)
-    monkeypatch.setattr(type(machine.sysroot), "mode", lambda _: "locked")
+    monkeypatch.setattr(type(machine.sysroot), "mode_and_tiers", lambda _: ("locked", "privileged", "S1"))
     assert shown(machine) == ("guard", True)
     assert actions.bind_inputs() == "enforced"
     assert shown(machine) == ("enforced", False)
