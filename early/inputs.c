@@ -17,7 +17,7 @@
 #define IPE "/sys/kernel/security/ipe"
 #endif
 /* The kernel takes a policy in one piece of memory, and has none larger than this. */
-#define MAX_POLICY (4 << 20)
+#define MAX_POLICY 65535 /* the kernel's own limit for CMS, lib/asn1_decoder.c */
 #define NAME_DIGITS 64
 
 /* All of it by one write(2), as IPE wants it. 0 or -errno. */

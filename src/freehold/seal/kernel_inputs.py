@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from freehold.errors import InputError
 from freehold.keys import cms, der
@@ -21,8 +21,9 @@ from freehold.seal.headerball import Entry
 FILE = "kernel-inputs.p7"
 #: The word of the command line. ``early/inputs.h`` has both as well.
 WORD = "freehold.inputs"
-#: Bytes; IPE takes a policy in one piece of the kernel's memory.
-MAX_BYTES = 4 << 20
+#: Bytes. The kernel's reader of CMS takes no more than 65,535 (lib/asn1_decoder.c, EMSGSIZE), and the text is inside of one with
+#: up to three certificates.
+MAX_BYTES = 56 << 10
 #: Where the kernel, and kmod, look; everything below counts, whatever its name.
 PLACES = (("KMODULE", "/usr/lib/modules/"), ("FIRMWARE", "/usr/lib/firmware/"))
 #: What the kernel reads and nobody here needs: a kexec is no verified boot, policies and certificates come otherwise.
@@ -33,13 +34,25 @@ _HEAD = re.compile(r"policy_name=freehold-([0-9a-f]{64}) policy_version=0\.0\.0\
 
 
 def rules(entries: Iterable[Entry]) -> str:
-    """The rules for a tree's ``entries``: which files are modules and firmware, by their fs-verity digests."""
+    """The rules for a tree's ``entries``: which files are modules and firmware, by their fs-verity digests.
+
+    A list that is too long for the kernel is left out, the longest one first: of these files the others judge
+    (docs/kernel-inputs.md).
+    """
     digests: dict[str, set[str]] = {operation: set() for operation, _ in PLACES}
     for entry in entries:
         for operation, place in PLACES:
             wanted = entry.path.startswith(place) and (operation != "KMODULE" or _MODULE.search(entry.path))
             if wanted and entry.digest:
                 digests[operation].add(entry.digest.hex())
+    for operation in sorted(digests, key=lambda one: -len(digests[one])):
+        if len(policy(text := _text(digests))) <= MAX_BYTES:
+            return text
+        del digests[operation]
+    return _text(digests)
+
+
+def _text(digests: Mapping[str, Collection[str]]) -> str:
     lines = ["DEFAULT action=ALLOW"]
     for operation, found in digests.items():
         lines.append(f"DEFAULT op={operation} action=DENY")
