@@ -193,6 +193,10 @@ class Session:
         sys.settrace(self.reached.trace)
         try:
             answer = self.module.one(data)
+        except BaseException:
+            # Whoever reports it may live on.
+            faulthandler.cancel_dump_traceback_later()
+            raise
         finally:
             sys.settrace(None)
         self.reached.note(answer)

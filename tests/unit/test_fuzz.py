@@ -90,8 +90,10 @@ def session(module: object, target: str, tmp_path: Path) -> Session:
 
 def search(one: Session) -> None:
     one.load()
-    one.search(600.0, random.Random(1))  # noqa: S311 (test data)
-    one.end()
+    try:
+        one.search(600.0, random.Random(1))  # noqa: S311 (test data)
+    finally:
+        one.end()
 
 
 def test_a_system_account_that_is_believed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
