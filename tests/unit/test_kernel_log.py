@@ -26,6 +26,17 @@ def record(message: str, *, priority: int = 5, at: int = 2_000_000) -> str:
     return f"{priority},100,{at},-;{message}\n SUBSYSTEM=x\n"
 
 
+@pytest.mark.parametrize("message", [
+    "Loading of unsigned module is rejected", "module: Loading of unsigned module is rejected",
+    "Loading of module with unavailable key is rejected", "Loading of module with unsupported crypto is rejected",
+])  # fmt: skip
+def test_with_secure_boot_the_kernel_says_it_in_other_words(message: str) -> None:
+    (one,) = kernel_log.find([record(message), record(f"{message} not"), record(f"x {message}")], booted=0)
+    assert (one.kind, one.program, one.count) == ("module-signature", "", 1)
+    assert one.sentence.startswith("the kernel did not load a module: nobody signed it")
+    assert one.ways[0].command is not None and one.ways[0].command.startswith("freehold key sign-module")
+
+
 def test_a_module_that_nobody_signed_names_the_command() -> None:
     found = kernel_log.find([record(LOCKDOWN), record("usb 1-1: new device"), record(LOCKDOWN, at=9_000_000)], booted=1000.0)
     (one,) = found

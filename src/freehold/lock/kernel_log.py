@@ -17,6 +17,8 @@ from freehold.lock.rules import SIGN_MODULE, Way
 
 _RECORD = re.compile(r"(\d+),\d+,(\d+),[^;]*;(.*)")
 _LOCKDOWN = re.compile(r"Lockdown: (.{1,16}): unsigned module loading is restricted")
+#: With Secure Boot the kernel does not leave it to lockdown (kernel/module/signing.c), and names no program.
+_REJECTED = re.compile(r"(?:module: )?Loading of (?:unsigned module|module with un(?:supported crypto|available key)) is rejected\Z")
 #: AUDIT_IPE_ACCESS. Names are in quotes, or in hex where they have characters that could mislead.
 _IPE = re.compile(r"audit: type=1420 audit\([\d.:]+\): +ipe_op=(KMODULE|FIRMWARE|[A-Z_0-9]+) ipe_hook=KERNEL_\w+ (.*)")
 _FIELD = re.compile(r'\b(comm|path)=(?:"([^"]*)"|((?:[0-9A-F]{2})+)(?= |\Z))')
@@ -67,6 +69,8 @@ def _read(message: str) -> tuple[str, str, str | None, str] | None:
     lockdown = _LOCKDOWN.match(message)
     if lockdown is not None:
         return "module-signature", lockdown[1], None, "KMODULE"
+    if _REJECTED.match(message):
+        return "module-signature", "", None, "KMODULE"
     ipe = _IPE.match(message)
     if ipe is None or _NOT_ENFORCED.search(ipe[2]):
         return None
@@ -80,7 +84,8 @@ def _told(key: tuple[str, str, str | None, str], count: int, last: int) -> Refus
     kind, program, path, operation = key
     name = plain(program)
     if kind == "module-signature":
-        said = f"the kernel did not let {name} load a module: nobody signed it whom the kernel or the firmware knows"
+        did = f"let {name} load" if name else "load"
+        said = f"the kernel did not {did} a module: nobody signed it whom the kernel or the firmware knows"
         return Refusal(kind, program, path, count, last, said, (SIGN_MODULE,))
     what = f"{_WHAT.get(operation, 'a file')} {plain(path) if path else 'from memory'}"
     said = f"the kernel did not let {name} read {what}: it is not on this release's list of kernel inputs"
