@@ -18,7 +18,9 @@ from freehold.lock.rules import SIGN_MODULE, Way
 _RECORD = re.compile(r"(\d+),\d+,(\d+),[^;]*;(.*)")
 _LOCKDOWN = re.compile(r"Lockdown: (.{1,16}): unsigned module loading is restricted")
 #: With Secure Boot the kernel does not leave it to lockdown (kernel/module/signing.c), and names no program.
-_REJECTED = re.compile(r"(?:module: )?Loading of (?:unsigned module|module with un(?:supported crypto|available key)) is rejected\Z")
+_REJECTED = re.compile(
+    r"(?:module: )?Loading of (?:unsigned module|module with un(?:supported crypto|available key)) is rejected\Z"
+)
 #: AUDIT_IPE_ACCESS. Names are in quotes, or in hex where they have characters that could mislead.
 _IPE = re.compile(r"audit: type=1420 audit\([\d.:]+\): +ipe_op=(KMODULE|FIRMWARE|[A-Z_0-9]+) ipe_hook=KERNEL_\w+ (.*)")
 _FIELD = re.compile(r'\b(comm|path)=(?:"([^"]*)"|((?:[0-9A-F]{2})+)(?= |\Z))')
