@@ -62,7 +62,7 @@ def planted(source: str, before: str, after: str, tmp_path: Path) -> dict[Path, 
     ("name", "source", "before", "after", "said"),
     [
         ("policy", "intent.c", "key < 0 || *seen & 1u << key ||", "key < 0 ||", "no key has two"),
-        ("refusals", "refusals.c", "byte < 0x20 || byte > 0x7e", "byte < 0x0a || byte > 0x7e", "printable"),
+        ("refusals", "refusals.c", "byte < 0x20 || byte > 0x7e", "byte < 0x0b || byte > 0x7e", "printable"),
     ],
 )  # fmt: skip
 def test_a_bug_in_a_parser_in_c_is_found(name: str, source: str, before: str, after: str, said: str, tmp_path: Path) -> None:
