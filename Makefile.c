@@ -32,11 +32,11 @@ $(OUT)/guardctl: $(GUARD_OUT)/guardctl
 	cp $< $@
 
 # One file and the C library: the sealed program that the guard lets start the updater.
-$(OUT)/updater: early/updater.c
+$(OUT)/updater: early/updater.c early/launcher.h
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_C) -static $< -o $@
 
-$(OUT)/emergency-%: early/emergency_%.c
+$(OUT)/emergency-%: early/emergency_%.c early/launcher.h
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_C) -static $< -o $@
 

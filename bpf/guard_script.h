@@ -396,12 +396,14 @@ static __always_inline struct file *standard_input(struct task_struct *task)
 }
 
 /* Whether the system call is about this file. While a shell looks up a name the kernel reads files of its own in its name: the
- * image that a file system lies in. Shells read by read(2) and its kin, of which the descriptor is the first argument. */
+ * image that a file system lies in. Shells read by read(2) and its kin, of which the descriptor is the first argument: of 32 bits
+ * in another register, which holds no number of that file otherwise. */
 static __always_inline bool is_asked_for(struct task_struct *task, struct file *file)
 {
 	struct pt_regs *registers = (struct pt_regs *)bpf_task_pt_regs(task);
 
-	return file_of_descriptor(task, PT_REGS_PARM1_CORE_SYSCALL(registers)) == file;
+	return file_of_descriptor(task, PT_REGS_PARM1_CORE_SYSCALL(registers)) == file ||
+	       file_of_descriptor(task, (__u32)BPF_CORE_READ(registers, bx)) == file;
 }
 
 /* Who has no tag and is not privileged began before the latch, or as a copy of one that did: so did its text. */

@@ -30,8 +30,9 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <sys/time.h>
 #include <unistd.h>
+
+#include "launcher.h"
 
 #ifndef SEALED /* the tests have another tree */
 #define SEALED ""
@@ -59,30 +60,6 @@ static void check(bool bad, const char *what)
 }
 
 /* ---- what the caller left ---- */
-
-/* An empty input that is nobody's: /dev/null may be anything by now. */
-static int empty_input(void)
-{
-	int ends[2];
-
-	if (pipe(ends) != 0 || dup2(ends[0], STDIN_FILENO) < 0)
-		return -1;
-	return close_range(STDERR_FILENO + 1, ~0u, 0);
-}
-
-static int forget_signals(void)
-{
-	struct itimerval never = { 0 };
-	sigset_t none;
-
-	for (int number = 1; number < NSIG; number++)
-		signal(number, SIG_DFL); /* two of them and the C library's own cannot be set */
-	setitimer(ITIMER_REAL, &never, NULL);
-	setitimer(ITIMER_VIRTUAL, &never, NULL);
-	setitimer(ITIMER_PROF, &never, NULL);
-	sigemptyset(&none);
-	return sigprocmask(SIG_SETMASK, &none, NULL);
-}
 
 static void settle(void)
 {

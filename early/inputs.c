@@ -16,7 +16,6 @@
 #ifndef IPE
 #define IPE "/sys/kernel/security/ipe"
 #endif
-/* The kernel takes a policy in one piece of memory, and has none larger than this. */
 #define MAX_POLICY 65535 /* the kernel's own limit for CMS, lib/asn1_decoder.c */
 #define NAME_DIGITS 64
 

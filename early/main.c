@@ -233,7 +233,7 @@ static void write_boot_record(const struct trust *trust, const struct owner *own
 			      trust->ring.from_firmware ? "firmware" : "image", trust->ring.loaded,
 			      trust->ring.skipped, trust->ring.own, emergency, rescue ? "true" : "false", inputs);
 
-	if (length > 0 && (size_t)length < sizeof(text) && write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
+	if (length < 0 || (size_t)length >= sizeof(text) || write_file_durably(RUN_STATE, "boot.json", text, (size_t)length))
 		say("no boot record");
 }
 

@@ -22,8 +22,9 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/time.h>
 #include <unistd.h>
+
+#include "launcher.h"
 
 #ifndef PR_SET_MEMORY_MERGE
 #define PR_SET_MEMORY_MERGE 67
@@ -73,30 +74,6 @@ static bool is_command(int count, char **arguments)
 		return true;
 	}
 	return false;
-}
-
-/* An empty input that is nobody's: /dev/null may be anything by now, and what we were given may say anything. */
-static int empty_input(void)
-{
-	int ends[2];
-
-	if (pipe(ends) != 0 || dup2(ends[0], STDIN_FILENO) < 0)
-		return -1;
-	return close_range(STDERR_FILENO + 1, ~0u, 0);
-}
-
-static int forget_signals(void)
-{
-	struct itimerval never = { 0 };
-	sigset_t none;
-
-	for (int number = 1; number < NSIG; number++)
-		signal(number, SIG_DFL); /* two of them and the C library's own cannot be set */
-	setitimer(ITIMER_REAL, &never, NULL);
-	setitimer(ITIMER_VIRTUAL, &never, NULL);
-	setitimer(ITIMER_PROF, &never, NULL);
-	sigemptyset(&none);
-	return sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
 int main(int argc, char **argv)

@@ -158,8 +158,11 @@ def grammar(launcher: Path) -> Path:
     assert changed != text
     (work / "grammar.c").write_text(changed)
     run.run(
-        [COMPILER or "cc", "-std=gnu17", f'-DPYTHON="{work / "target"}"', work / "grammar.c", "-o", work / "grammar"]
-    )
+        [
+            COMPILER or "cc", "-std=gnu17", f'-DPYTHON="{work / "target"}"', f"-I{SOURCE.parent}", work / "grammar.c",
+            "-o", work / "grammar",
+        ]
+    )  # fmt: skip
     return work / "grammar"
 
 
